@@ -1,0 +1,227 @@
+"""The engine: a chain of stages that is one real `torch.optim.Optimizer`.
+
+A step runs each parameter through five places (`Place`), in this order whatever order the stages were given in:
+
+    gradient   g ← ∇f(θ), negated to maximize; L2, clipping, noise, gradient dropout
+    direction  d ← momentum, Adam, … of g                    (none: d = g)
+    update     u ← α d, then decoupled weight decay           (α is the learning rate)
+    step size  u ← learning-rate dropout of u
+    parameters θ ← θ − u, then Lookahead
+
+The mathematics is in the stages, as pure functions; this module keeps torch's books: groups, state, checkpoints.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any, TypedDict, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+
+from .execution import Active, Hyper, step_differentiably, step_in_place
+from .stage import Place, Stage
+from .validation import check
+
+
+class Options(TypedDict, total=False):
+    """The keywords that every named optimizer takes besides its own, with the meaning they have in `Chain`."""
+
+    extensions: Iterable[Stage]
+    maximize: bool
+    foreach: bool | None
+    capturable: bool
+    differentiable: bool
+    fused: bool | None
+
+
+class Chain(Optimizer):
+    """An optimizer made of stages; every named optimizer of this package is a `Chain`.
+
+    Args:
+        params: parameters, named parameters (pairs of name and parameter), or parameter groups (dicts), which may
+            override any hyper-parameter of any stage.
+        stages: at most one direction, and any other stages, in any order; a stage class at most once.
+        lr: learning rate, in [0, ∞); a number or a tensor of one element.
+        extensions: further stages, in any order.
+        maximize: ascend instead of descend.
+        foreach: accepted for torch's sake; the eager execution is a loop over tensors.
+        capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
+        differentiable: let autograd record the step (slower; the state is replaced, not written in place).
+        fused: accepted for torch's sake; the execution is eager.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a hyper-parameter is out of its range, or the stages do not fit together.
+        RuntimeError: (in `step`) a gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        stages: Iterable[Stage],
+        *,
+        lr: float | Tensor,
+        extensions: Iterable[Stage] = (),
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self._stages = _in_order([*stages, *extensions])
+        defaults: Hyper = {"lr": lr}
+        for stage in self._stages:
+            defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
+        defaults |= {
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        self._check_group(defaults, "")
+        super().__init__(params, defaults)
+
+    # ------------------------------------------------------------------ the step
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse()
+        shared = self._shared()
+        index = 0  # of a parameter among all parameters: the same however they are grouped
+        for group in self.param_groups:
+            active = self._active(group)
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._step_parameter(param, index, group, active, shared)
+                index += 1
+        return loss
+
+    def _refuse_sparse(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None and param.grad.is_sparse:
+                    raise RuntimeError(
+                        f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
+                        f"{tuple(param.shape)}: build the embedding with sparse=False"
+                    )
+
+    def _shared(self) -> Hyper:
+        """What stages compute from all gradients together, before the first parameter moves."""
+        shared: Hyper = {}
+        for stage in self._stages:
+            hyper = {name: self.defaults[stage.key(name)] for name in stage.hyper}
+            if stage.applies(hyper):
+                shared |= stage.before(
+                    [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], hyper
+                )
+        return shared
+
+    def _active(self, group: Hyper) -> Active:
+        """The stages that do something in this group, each with its hyper-parameters."""
+        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in self._stages]
+        return [(stage, hyper) for stage, hyper in pairs if stage.applies(hyper)]
+
+    def _step_parameter(self, param: Tensor, index: int, group: Hyper, active: Active, shared: Hyper) -> None:
+        grad = cast(Tensor, param.grad)
+        state = self.state[param]
+        _begin(state, param, active, group["capturable"])
+        state["step"] += 1
+        known = {
+            **shared,
+            "lr": group["lr"],
+            "step": state["step"] if group["capturable"] else state["step"].item(),
+            "index": index,
+            "maximize": group["maximize"],
+        }
+        (step_differentiably if group["differentiable"] else step_in_place)(active, param, grad, state, known)
+
+    # ------------------------------------------------------------------ torch's books
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its hyper-parameters are checked before anything is touched.
+
+        Raises:
+            TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
+        """
+        if isinstance(param_group, dict):
+            self._check_group(self.defaults | param_group, f" of parameter group {len(self.param_groups)}")
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: Hyper, where: str) -> None:
+        check("lr" + where, group["lr"], "[0, inf)")
+        for name in ("maximize", "capturable", "differentiable"):
+            check(name + where, group[name], "bool")
+        for stage in self._stages:
+            stage.check({name: group[stage.key(name)] for name in stage.hyper}, where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_stages": self._stages}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            for param in group["params"]:
+                if param in self.state:
+                    self.state[param] = _adopt(self.state[param])
+
+    def __repr__(self) -> str:
+        stages = "".join(f"    {stage!r}\n" for stage in self._stages)
+        return f"{super().__repr__()[:-1]}Stages\n{stages})"
+
+
+def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
+    """The stages sorted by place; raises where they do not fit together."""
+    chain = sorted(stages, key=lambda stage: stage.place)
+    for place, members in groupby(chain, key=lambda stage: stage.place):
+        names = [type(stage).__name__ for stage in members]
+        if place is Place.DIRECTION and len(names) > 1:
+            raise ValueError(f"a chain has one direction, got {' and '.join(names)}")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"a chain has each stage once, got {name} {names.count(name)} times")
+    return tuple(stage.joined(chain) for stage in chain)
+
+
+def _begin(state: Hyper, param: Tensor, active: Active, capturable: bool) -> None:
+    """Create what the state lacks: everything at the first step, an extension's part after a foreign checkpoint."""
+    if "step" not in state:
+        # On the CPU unless a graph captures it: reading it from an accelerator would wait for the device.
+        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
+    for stage, _ in active:
+        for name in stage.state:
+            if name not in state:
+                state[name] = stage.initial(name, param.detach())
+
+
+def _adopt(state: Hyper) -> Hyper:
+    """A parameter's state as this package writes it, from one that torch or an older release wrote."""
+    state = {name: value for name, value in state.items() if value is not None}
+    if state:
+        # torch's SGD keeps no count: with a velocity, at least one step was made.
+        step = state.get("step", 1.0)
+        # A copy: torch hands over the checkpoint's own tensor, and the next step would write into it.
+        state["step"] = step.clone() if isinstance(step, Tensor) else torch.tensor(float(step))
+    return state

@@ -1,0 +1,122 @@
+"""How a step is carried out, eagerly: parameter by parameter, slice by slice, with the stages' own functions."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .stage import Place, Stage
+
+# Long tensors are updated in slices of about this many elements, so that a rule's temporaries stay in the cache.
+SLICE = 1 << 16
+
+Hyper = dict[str, Any]
+Active = Sequence[tuple[Stage, Hyper]]
+
+
+def advance(
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of a chain as a pure function: the new parameter and the new state.
+
+    Args:
+        active: stages in the order of their places, with their hyper-parameters.
+        param, grad: real tensors of one shape.
+        state: the stages' tensors, of the same shape.
+        known: ``lr``, ``step``, ``maximize`` and whatever else the stages' signatures name.
+    """
+    state = dict(state)
+    x = -grad if known["maximize"] else grad
+    scaled = False
+    for place in Place:
+        if place is Place.UPDATE and not scaled:
+            x = known["lr"] * x
+        if place is Place.PARAMETERS:
+            x = param - x
+        for stage, hyper in active:
+            if stage.place is place:
+                given = {"param": param, **known, **hyper, **state}
+                out = stage.update(x, **{name: given[name] for name in stage.needs})
+                x, *new = out if stage.state else (out,)
+                state.update(zip(stage.state, new, strict=True))
+                scaled |= stage.includes_lr
+    for stage, hyper in active:
+        state.update(stage.after(state, {**known, **hyper}))
+    return x, state
+
+
+def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
+    """Advance a parameter and its state where they are, slice by slice."""
+    names = [name for stage, _ in active for name in stage.state]
+    counted = any("coordinate" in stage.needs for stage, _ in active)
+    tensors = [_real(_local(t)) for t in (param, grad, *(state[name] for name in names))]
+    for row, (p, g, *old) in _slices(tensors):
+        if counted:
+            known = {**known, "coordinate": _coordinates(param, p.shape, row)}
+        new_param, new = advance(active, p, g, dict(zip(names, old, strict=True)), known)
+        p.copy_(new_param)
+        for name, tensor in zip(names, old, strict=True):
+            tensor.copy_(new[name])
+
+
+def step_differentiably(
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
+) -> None:
+    """Advance a parameter in place and replace its state, so that autograd can follow both."""
+
+    def back(tensor: Tensor) -> Tensor:
+        return torch.view_as_complex(tensor) if param.is_complex() else tensor
+
+    names = [name for stage, _ in active for name in stage.state]
+    p = _real(param.clone())
+    known = {**known, "coordinate": _coordinates(param, p.shape, 0)}
+    new_param, new = advance(active, p, _real(grad), {name: _real(state[name]) for name in names}, known)
+    param.copy_(back(new_param))
+    state.update({name: back(new[name]) for name in names})
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor (FSDP) that this process holds; any other tensor as it is."""
+    return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:
+    """The tensors, all of one shape, as views of whole rows, about `SLICE` elements each, with their first row."""
+    first = tensors[0]
+    if first.numel() <= SLICE:
+        yield 0, tensors
+        return
+    rows = max(1, SLICE * first.shape[0] // first.numel())
+    for row in range(0, first.shape[0], rows):
+        yield row, [tensor[row : row + rows] for tensor in tensors]
+
+
+def _coordinates(param: Tensor, shape: torch.Size, row: int) -> Tensor:
+    """Positions, counted row by row in the whole parameter, of a slice of `shape` that begins at local row `row`.
+
+    A shard counts as the whole tensor would: every process draws the numbers that one process would have drawn.
+    """
+    offset: Sequence[int] = [0] * param.dim()
+    if hasattr(param, "to_local"):
+        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        assert isinstance(param, DTensor)
+        _, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    offset = [*offset, 0] if param.is_complex() else list(offset)
+    if offset:
+        offset[0] += row
+    position = torch.zeros((), dtype=torch.int64, device=param.device)
+    stride = 1
+    for dim in reversed(range(len(shape))):
+        along = torch.arange(offset[dim], offset[dim] + shape[dim], device=param.device) * stride
+        position = position + along.view([-1] + [1] * (len(shape) - 1 - dim))
+        stride *= whole[dim]
+    return position.expand(shape)

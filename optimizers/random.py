@@ -1,0 +1,60 @@
+"""Randomness as a pure function of (seed, parameter, step, coordinate).
+
+No generator, no state: the same arguments give the same number in eager or compiled execution, on any device, after
+a resume or a copy, and torch's global generator is never touched. Every number comes from hashing its own counter,
+in 32-bit integer arithmetic with `lowbias32`, a mixer with low bias found by search (Wellons, 2018).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
+
+
+def _signed(x: int) -> int:
+    """The 32-bit pattern of `x` as the signed number that an int32 tensor holds."""
+    return (x & _MASK) - ((x & 0x80000000) << 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """lowbias32 of every element of an int32 tensor; torch has no uint32 shift, so the sign bits are masked off."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * _signed(_MULTIPLIERS[0])
+    x = x ^ ((x >> 15) & 0x1FFFF)
+    x = x * _signed(_MULTIPLIERS[1])
+    return x ^ ((x >> 16) & 0xFFFF)
+
+
+def bits(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:
+    """32 random bits per coordinate, as int32, shaped like `coordinate`.
+
+    Args:
+        seed: the extension's seed, a whole number.
+        index: position of the parameter among all parameters of the optimizer.
+        step: 1 at the first step; a number or a 0-d tensor.
+        coordinate: int64 positions in the whole (unsharded) parameter, row by row.
+        stream: tells independent draws for the same coordinate apart.
+    """
+    step = torch.as_tensor(step, device=coordinate.device).to(torch.int32)
+    low, high = coordinate.to(torch.int32), (coordinate >> 32).to(torch.int32)
+    key = torch.full_like(step, _signed(seed))
+    # One full mix per word: nearby seeds, parameters and steps must not give related noise.
+    for word in (_signed(seed >> 32), _signed(index), step, _signed(stream)):
+        key = _mix(key) + word + _signed(0x9E3779B9)
+    return _mix(_mix(low ^ _mix(key)) + high + key)
+
+
+def uniform(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:
+    """Uniform numbers in [0, 1), float32, on a grid of 2⁻²⁴; arguments as in :func:`bits`."""
+    return ((bits(seed, index, step, coordinate, stream) >> 8) & 0xFFFFFF) * 2.0**-24
+
+
+def normal(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:
+    """Standard normal numbers, float32, by the Box–Muller transform; arguments as in :func:`bits`."""
+    u = uniform(seed, index, step, coordinate, 2 * stream)
+    v = uniform(seed, index, step, coordinate, 2 * stream + 1)
+    # 1 − u lies in (0, 1]: its logarithm is finite.
+    return (-2 * (1 - u).log()).sqrt() * (2 * math.pi * v).cos()

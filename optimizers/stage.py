@@ -1,0 +1,111 @@
+"""A stage: one idea from one paper, as a pure function on tensors.
+
+A stage says in which of five places it works, which hyper-parameters it has and in what range, which tensors
+it remembers per parameter, and how it turns what it is given into what it passes on. It holds no tensors:
+hyper-parameters live in the optimizer's `param_groups`, memory lives in its `state`, as torch expects.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .validation import check, check_pair
+
+
+class Place(IntEnum):
+    """Where a stage works, in the order in which a step runs through them."""
+
+    GRADIENT = 1  # gradient → gradient: L2, clipping, gradient noise, gradient dropout
+    DIRECTION = 2  # gradient → direction: momentum, RMSprop, Adam, …; exactly one (none: the gradient itself)
+    UPDATE = 3  # lr × direction → update: decoupled weight decay
+    STEP_SIZE = 4  # update → update: learning-rate dropout, which masks all that would move the parameter
+    PARAMETERS = 5  # new parameter → new parameter: Lookahead
+
+
+class Stage:
+    """Base of every stage. A subclass defines `place`, `ranges`, `state` and `update`.
+
+    `update` takes the tensor that flows through the chain (the gradient, the direction, the update or the new
+    parameter, by place) and, by keyword, whatever it names in its signature:
+
+    - a hyper-parameter of its own (a number);
+    - a tensor of its own `state` (same shape as the parameter);
+    - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
+    - for noise: ``index`` (of the parameter among all) and ``coordinate`` (int64, the position of each element);
+    - whatever `before` returned.
+
+    It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the
+    order of `state`. Only elementwise operations are allowed: long tensors are handed over in slices.
+    """
+
+    place: ClassVar[Place]
+    #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
+    ranges: ClassVar[Mapping[str, str]] = {}
+    #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
+    state: ClassVar[tuple[str, ...]] = ()
+    #: hyper-parameters appear in `param_groups` under this prefix (so that extensions cannot clash)
+    prefix: ClassVar[str] = ""
+    #: True for a direction whose result already contains the learning rate
+    includes_lr: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]]
+    update: Any  # a static method; its signature differs from stage to stage
+
+    def __init__(self, **hyper: Any) -> None:
+        self.check(hyper)
+        self.hyper = hyper
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "update" in cls.__dict__:
+            cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
+
+    @classmethod
+    def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:
+        """Raise `TypeError` or `ValueError` where a hyper-parameter is out of its range.
+
+        Args:
+            hyper: hyper-parameters by their names in this stage.
+            where: text put behind the name in the error, for example ``" of parameter group 1"``.
+        """
+        for name, interval in cls.ranges.items():
+            if name == "betas":
+                check_pair(name + where, hyper[name])
+            check(name + where, hyper[name], interval)
+
+    def applies(self, hyper: Mapping[str, Any]) -> bool:
+        """Whether the stage does anything at these values; a neutral stage is left out of the chain."""
+        return True
+
+    def initial(self, name: str, param: Tensor) -> Tensor:
+        """The state tensor `name` before the first step: shape, dtype and device of `param`."""
+        return torch.zeros_like(param, memory_format=torch.preserve_format)
+
+    def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Values computed once per step from all gradients, for the signature of `update` (a global norm)."""
+        return {}
+
+    def after(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
+        """State tensors, of this or another stage, to replace at the end of the step."""
+        return {}
+
+    def joined(self, chain: Sequence["Stage"]) -> "Stage":
+        """The stage as it takes part in `chain`; raises `ValueError` where it cannot."""
+        return self
+
+    def key(self, name: str) -> str:
+        """The name of the hyper-parameter `name` in `param_groups`."""
+        return f"{self.prefix}_{name}" if self.prefix else name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.hyper.items())})"
+
+
+def select(condition: Any, yes: Any, no: Any) -> Any:
+    """`yes` where `condition` holds, else `no`: for conditions on the step, a number or a 0-d tensor."""
+    if isinstance(condition, Tensor):
+        return torch.where(condition, yes, no)
+    return yes if condition else no

@@ -1,0 +1,57 @@
+"""Ranges of hyper-parameters: one line each beside the rule, one clear error for a value outside.
+
+A range is written as the papers write it: ``"[0, 1)"``, ``"(0, inf)"``, ``"int [1, inf)"`` or ``"bool"``.
+"""
+
+from functools import lru_cache
+from numbers import Real
+from typing import Any
+
+import torch
+
+
+@lru_cache
+def _parse(interval: str) -> tuple[float, bool, float, bool]:
+    low, high = interval[1:-1].split(",")
+    return float(low), interval[0] == "[", float(high), interval[-1] == "]"
+
+
+def check(name: str, value: Any, interval: str) -> None:
+    """Raise unless `value` lies in `interval`; a tuple or list is checked entry by entry.
+
+    Args:
+        name: what the error calls the value, for example ``"lr"``.
+        value: a number, a tensor of one element, or a sequence of these.
+        interval: ``"bool"`` or ``"[low, high)"``, after ``"int "`` where only whole numbers make sense.
+
+    Raises:
+        TypeError: the value is of the wrong kind (a string for a number, a number for a bool).
+        ValueError: the value is outside the interval; NaN is outside every interval.
+    """
+    if interval == "bool":
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+        return
+    if isinstance(value, (tuple, list)):
+        for i, entry in enumerate(value):
+            check(f"{name}[{i}]", entry, interval)
+        return
+    whole, bounds = interval.startswith("int "), interval.removeprefix("int ")
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be a number in {bounds}, got a tensor of {value.numel()} elements")
+        number = value.item()
+    else:
+        number = value
+    if isinstance(number, bool) or not isinstance(number, int if whole else Real):
+        raise TypeError(f"{name} must be {'a whole' if whole else 'a'} number in {bounds}, got {value!r}")
+    low, low_in, high, high_in = _parse(bounds)
+    x = float(number)
+    if not ((low < x or (low_in and x == low)) and (x < high or (high_in and x == high))):
+        raise ValueError(f"{name} must lie in {bounds}, got {value!r}")
+
+
+def check_pair(name: str, value: Any) -> None:
+    """Raise unless `value` has two entries, as `betas` must."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")

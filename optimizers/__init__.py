@@ -1,9 +1,42 @@
 """Every optimizer of the book, any mix of them, as one real `torch.optim.Optimizer`."""
 
-from .adam import Adam
+from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
+from .adadelta import Adadelta
+from .adagrad import Adagrad
+from .adam import Adam, Adamax
+from .adamw import SGDW, AdamW
+from .aggmo import AggMo
+from .amsgrad import AMSGrad
 from .chain import Chain
 from .momentum import SGD
+from .nadam import NAdam, NAdamW
+from .radam import RAdam, RAdamW
+from .rmsprop import RMSprop
 from .stage import Place, Stage
-from .weight_decay import L2
+from .weight_decay import L2, DecoupledWeightDecay
 
-__all__ = ["L2", "SGD", "Adam", "Chain", "Place", "Stage"]
+__all__ = [
+    "L2",
+    "SGD",
+    "SGDW",
+    "AMSBound",
+    "AMSBoundW",
+    "AMSGrad",
+    "AdaBound",
+    "AdaBoundW",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "AggMo",
+    "Chain",
+    "DecoupledWeightDecay",
+    "NAdam",
+    "NAdamW",
+    "Place",
+    "RAdam",
+    "RAdamW",
+    "RMSprop",
+    "Stage",
+]

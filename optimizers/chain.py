@@ -21,6 +21,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from .execution import Active, Hyper, step_differentiably, step_in_place
 from .stage import Place, Stage
+from .state import adopt, begin, home, number, schedule
 from .validation import check
 
 
@@ -70,16 +71,24 @@ class Chain(Optimizer):
         fused: bool | None = None,
     ) -> None:
         self._stages = _in_order([*stages, *extensions])
-        defaults: Hyper = {"lr": lr}
-        for stage in self._stages:
-            defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
-        defaults |= {
+        defaults: Hyper = {
+            "lr": lr,
             "maximize": maximize,
             "foreach": foreach,
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
         }
+        owners: dict[str, Stage] = {}
+        for stage in self._stages:
+            for name, value in stage.hyper.items():
+                key = stage.key(name)
+                owner = owners.setdefault(key, stage)
+                if owner is not stage and not (name in stage.shared and name in owner.shared):
+                    raise ValueError(
+                        f"{key} belongs to both {type(owner).__name__} and {type(stage).__name__}: use one"
+                    )
+                defaults[key] = value
         self._check_group(defaults, "")
         super().__init__(params, defaults)
 
@@ -143,12 +152,17 @@ class Chain(Optimizer):
     def _step_parameter(self, param: Tensor, index: int, group: Hyper, active: Active, shared: Hyper) -> None:
         grad = cast(Tensor, param.grad)
         state = self.state[param]
-        _begin(state, param, active, group["capturable"])
+        begin(state, param, active, group)
         state["step"] += 1
+        for stage, hyper in active:
+            for name, scalar in stage.count(state, number(state["step"], group), hyper).items():
+                state[name].copy_(scalar)
         known = {
             **shared,
+            **{name: number(state[name], group) for stage, _ in active for name in stage.scalars},
+            "step": number(state["step"], group),
             "lr": group["lr"],
-            "step": state["step"] if group["capturable"] else state["step"].item(),
+            "schedule": schedule(group),
             "index": index,
             "maximize": group["maximize"],
         }
@@ -164,7 +178,28 @@ class Chain(Optimizer):
         """
         if isinstance(param_group, dict):
             self._check_group(self.defaults | param_group, f" of parameter group {len(self.param_groups)}")
+            if self._scheduled:
+                # Kept here, not at the first step: by then a scheduler, or a checkpoint, may have changed lr.
+                lr = param_group.get("lr", self.defaults["lr"])
+                param_group.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         super().add_param_group(param_group)
+
+    @property
+    def _scheduled(self) -> bool:
+        """Whether a stage asks how far a scheduler has moved the learning rate."""
+        return any("schedule" in stage.needs for stage in self._stages)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
+        # torch casts every tensor but `step` to the parameter's dtype: scalars travel as numbers.
+        scalars = {name for stage in self._stages for name in stage.scalars}
+        state = {
+            key: {n: v.item() if n in scalars and isinstance(v, Tensor) else v for n, v in values.items()}
+            if isinstance(values, dict)
+            else values
+            for key, values in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": state})
 
     def _check_group(self, group: Hyper, where: str) -> None:
         check("lr" + where, group["lr"], "[0, inf)")
@@ -183,9 +218,11 @@ class Chain(Optimizer):
             # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            if self._scheduled:
+                group.setdefault("base_lr", group["lr"])
             for param in group["params"]:
                 if param in self.state:
-                    self.state[param] = _adopt(self.state[param])
+                    self.state[param] = adopt(self.state[param], home(param, group))
 
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
@@ -203,25 +240,3 @@ def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
             if names.count(name) > 1:
                 raise ValueError(f"a chain has each stage once, got {name} {names.count(name)} times")
     return tuple(stage.joined(chain) for stage in chain)
-
-
-def _begin(state: Hyper, param: Tensor, active: Active, capturable: bool) -> None:
-    """Create what the state lacks: everything at the first step, an extension's part after a foreign checkpoint."""
-    if "step" not in state:
-        # On the CPU unless a graph captures it: reading it from an accelerator would wait for the device.
-        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device if capturable else "cpu")
-    for stage, _ in active:
-        for name in stage.state:
-            if name not in state:
-                state[name] = stage.initial(name, param.detach())
-
-
-def _adopt(state: Hyper) -> Hyper:
-    """A parameter's state as this package writes it, from one that torch or an older release wrote."""
-    state = {name: value for name, value in state.items() if value is not None}
-    if state:
-        # torch's SGD keeps no count: with a velocity, at least one step was made.
-        step = state.get("step", 1.0)
-        # A copy: torch hands over the checkpoint's own tensor, and the next step would write into it.
-        state["step"] = step.clone() if isinstance(step, Tensor) else torch.tensor(float(step))
-    return state

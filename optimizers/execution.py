@@ -36,10 +36,12 @@ def advance(
             x = param - x
         for stage, hyper in active:
             if stage.place is place:
-                given = {"param": param, **known, **hyper, **state}
+                names = stage.remembers(hyper)
+                given = {"param": param, "memory": tuple(state[name] for name in names), **known, **hyper}
+                given |= {**dict.fromkeys(stage.state), **state}
                 out = stage.update(x, **{name: given[name] for name in stage.needs})
                 x, *new = out if stage.state else (out,)
-                state.update(zip(stage.state, new, strict=True))
+                state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
                 scaled |= stage.includes_lr
     for stage, hyper in active:
         state.update(stage.after(state, {**known, **hyper}))
@@ -48,7 +50,7 @@ def advance(
 
 def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
     """Advance a parameter and its state where they are, slice by slice."""
-    names = [name for stage, _ in active for name in stage.state]
+    names = [name for stage, hyper in active for name in stage.remembers(hyper)]
     counted = any("coordinate" in stage.needs for stage, _ in active)
     tensors = [_real(_local(t)) for t in (param, grad, *(state[name] for name in names))]
     for row, (p, g, *old) in _slices(tensors):
@@ -68,7 +70,7 @@ def step_differentiably(
     def back(tensor: Tensor) -> Tensor:
         return torch.view_as_complex(tensor) if param.is_complex() else tensor
 
-    names = [name for stage, _ in active for name in stage.state]
+    names = [name for stage, hyper in active for name in stage.remembers(hyper)]
     p = _real(param.clone())
     known = {**known, "coordinate": _coordinates(param, p.shape, 0)}
     new_param, new = advance(active, p, _real(grad), {name: _real(state[name]) for name in names}, known)

@@ -34,19 +34,26 @@ class Stage:
 
     - a hyper-parameter of its own (a number);
     - a tensor of its own `state` (same shape as the parameter);
+    - ``memory``: all its tensors as a tuple, for a stage whose number of tensors is a hyper-parameter;
     - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
+    - ``schedule``: the learning rate as a multiple of the one before any scheduler changed it;
     - for noise: ``index`` (of the parameter among all) and ``coordinate`` (int64, the position of each element);
     - whatever `before` returned.
 
-    It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the
-    order of `state`. Only elementwise operations are allowed: long tensors are handed over in slices.
+    It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the order
+    of `state`, with None for one that is not in use. Only elementwise operations are allowed: long tensors are
+    handed over in slices.
     """
 
     place: ClassVar[Place]
     #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
     ranges: ClassVar[Mapping[str, str]] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
-    state: ClassVar[tuple[str, ...]] = ()
+    state: tuple[str, ...] = ()
+    #: numbers remembered per parameter besides `step`, with their first values; kept as 0-d float32 tensors
+    scalars: ClassVar[Mapping[str, float]] = {}
+    #: hyper-parameters that it may have in common with another stage of a chain, if that one says so, too
+    shared: ClassVar[tuple[str, ...]] = ()
     #: hyper-parameters appear in `param_groups` under this prefix (so that extensions cannot clash)
     prefix: ClassVar[str] = ""
     #: True for a direction whose result already contains the learning rate
@@ -79,6 +86,14 @@ class Stage:
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         """Whether the stage does anything at these values; a neutral stage is left out of the chain."""
         return True
+
+    def remembers(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names in `state` that are in use at these values; the others are not kept and given as None."""
+        return self.state
+
+    def count(self, scalars: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
+        return {}
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """The state tensor `name` before the first step: shape, dtype and device of `param`."""

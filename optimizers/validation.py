@@ -1,6 +1,7 @@
 """Ranges of hyper-parameters: one line each beside the rule, one clear error for a value outside.
 
-A range is written as the papers write it: ``"[0, 1)"``, ``"(0, inf)"``, ``"int [1, inf)"`` or ``"bool"``.
+A range is written as the papers write it: ``"[0, 1)"``, ``"(0, inf)"``, ``"int [1, inf)"``, ``"[0, inf) or None"``,
+``"bool"`` or, for words, ``"keep | reset"``.
 """
 
 from functools import lru_cache
@@ -22,7 +23,8 @@ def check(name: str, value: Any, interval: str) -> None:
     Args:
         name: what the error calls the value, for example ``"lr"``.
         value: a number, a tensor of one element, or a sequence of these.
-        interval: ``"bool"`` or ``"[low, high)"``, after ``"int "`` where only whole numbers make sense.
+        interval: ``"bool"``, ``"word | word"``, or ``"[low, high)"``, after ``"int "`` where only whole numbers
+            make sense and before ``" or None"`` where the value may be left out.
 
     Raises:
         TypeError: the value is of the wrong kind (a string for a number, a number for a bool).
@@ -32,6 +34,14 @@ def check(name: str, value: Any, interval: str) -> None:
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
         return
+    if " | " in interval:
+        if value not in interval.split(" | "):
+            raise ValueError(f"{name} must be one of {interval.split(' | ')}, got {value!r}")
+        return
+    if interval.endswith(" or None"):
+        if value is None:
+            return
+        interval = interval.removesuffix(" or None")
     if isinstance(value, (tuple, list)):
         for i, entry in enumerate(value):
             check(f"{name}[{i}]", entry, interval)

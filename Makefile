@@ -1,0 +1,79 @@
+# `make reproduce` and `make test` are all that a reader needs. Both install what they need into .venv, first time.
+SCALE ?= quick
+ONLY ?=
+DEVICE ?=
+PORT ?= 8000
+PYTHON ?= python3
+VENV ?= .venv
+
+SHELL := /bin/bash
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+RUN := $(BIN)/python -m experiments
+# Only `optimizers` is installed; `experiments` is imported from here, by the kernels of notebooks too.
+export PYTHONPATH := $(CURDIR)
+
+.NOTPARALLEL:
+.PHONY: help reproduce book verdicts test serve data publish clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+reproduce: $(VENV)/.complete-book ## run every experiment, build the book, print the verdicts (SCALE, ONLY, DEVICE)
+	@$(RUN) reproduce --scale '$(SCALE)' --only '$(ONLY)' --device '$(DEVICE)'
+	@$(BIN)/python book/build.py
+	@$(RUN) verdicts --scale '$(SCALE)'
+	@echo
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+book: $(VENV)/.complete-book ## build the book from the records that there are
+	@$(BIN)/python book/build.py
+
+test: $(VENV)/.complete-tests ## run every check: style, types, tests, notebooks, the built site
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/python book/build.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# The published notebooks again, on copies: they write their records beside themselves.
+	@rm -rf _build/nbval && mkdir -p _build/nbval && cp results/quick/*.ipynb _build/nbval/
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=1200 --timeout=1200 _build/nbval
+
+verdicts: $(VENV)/.complete-book ## print your verdicts beside the published ones
+	@$(RUN) verdicts
+
+serve: book ## serve the book on this machine (PORT)
+	@echo "http://127.0.0.1:$(PORT)/"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+data: $(VENV)/.complete-book ## fetch and verify MNIST and CIFAR-10 (into DATA_DIR)
+	@$(RUN) data
+
+publish: $(VENV)/.complete-book ## check your records and copy them to results/ (SCALE, ONLY)
+	@$(RUN) publish --scale '$(SCALE)' --only '$(ONLY)'
+
+clean: ## delete all that was made, your runs included, but for .venv
+	rm -rf _build .snakemake .mypy_cache .ruff_cache .pytest_cache
+
+# The stamps say that an install came to its end. They go before an install and come after it: an environment without
+# one was killed half-way, and is made anew.
+define install
+@test -e $(VENV)/.complete-book || { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+@rm -f $(VENV)/.complete-*
+@echo "installing the extra '$(1)' into $(VENV); the first time this takes a minute or two"
+@$(INSTALL) -c constraints.txt -e '.[$(1)]'
+@touch $(2)
+endef
+
+ifdef UV
+# uv does not read pip's setting for a folder of wheels.
+INSTALL = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV) pip install --quiet --python $(BIN)/python
+else
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+$(VENV)/.complete-book: pyproject.toml constraints.txt
+	$(call install,book,$@)
+
+$(VENV)/.complete-tests: pyproject.toml constraints.txt
+	$(call install,tests,$(VENV)/.complete-book $@)

@@ -1,0 +1,61 @@
+"""Move this machine's records into results/, which is committed and is what the book prints."""
+
+from nbformat import NotebookNode
+
+from experiments import claims, code_hash, records, run
+from experiments.errors import UserError
+from experiments.records import Record
+
+
+def publish(scale: str, only: str | None = None) -> list[str]:
+    """Check every record of a scale, then copy them; returns the slugs. At `quick` the executed notebook goes too.
+
+    Raises UserError, and copies nothing, if any record is missing, edited, of older code, or if a claim asks for a
+    metric that it lacks.
+    """
+    run.check_words(scale, only)
+    chosen = [only] if only else [slug for slug in run.slugs() if records.local_path(slug, scale).exists()]
+    if not chosen:
+        raise UserError(f"there is nothing to publish at scale {scale}: run `make reproduce SCALE={scale}` first")
+    notebooks = {}
+    for slug in chosen:
+        _check(slug, scale)
+        if scale == "quick":
+            notebooks[slug] = _notebook(slug)
+    for slug in chosen:
+        target = records.published_path(slug, scale)
+        if slug in notebooks:
+            run.write_notebook(notebooks[slug], target.with_suffix(".ipynb"))
+        records.write_text(target, records.local_path(slug, scale).read_text(encoding="utf-8"))
+    return chosen
+
+
+def _check(slug: str, scale: str) -> Record:
+    again = f"run `make reproduce SCALE={scale} ONLY={slug}`"
+    record = records.local(slug, scale)
+    if record is None:
+        raise UserError(f"{slug} has no record at scale {scale}: {again}")
+    if (record.slug, record.scale) != (slug, scale):
+        raise UserError(f"{records.local_path(slug, scale)} is {record.name}: {again}")
+    if record.provenance["code_hash"] != code_hash.of_notebook(
+        records.ROOT / "notebooks" / f"{slug}.py", records.ROOT
+    ):
+        raise UserError(f"{record.name} is not of today's code: {again}")
+    if slug in claims.slugs():
+        for claim in claims.load(slug):
+            claim.verdict(record)  # a ClaimError here is better than one in the book
+    return record
+
+
+def _notebook(slug: str) -> NotebookNode:
+    path = records.local_path(slug, "quick").with_suffix(".ipynb")
+    if not path.exists():
+        raise UserError(f"{path} is missing: delete the record beside it and run `make reproduce ONLY={slug}`")
+    notebook = run.tidy(run.read_notebook(path))
+    if any(cell.cell_type == "code" and cell.execution_count is None for cell in notebook.cells if cell.source):
+        raise UserError(f"{path} is not executed to its end: run `make reproduce ONLY={slug}` again")
+    if str(records.ROOT) in path.read_text(encoding="utf-8"):
+        raise UserError(
+            f"{path} shows a path of this machine ({records.ROOT}): print relative paths in the notebook"
+        )
+    return notebook

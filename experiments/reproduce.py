@@ -1,0 +1,56 @@
+"""Run every experiment that is out of date, in parallel, through Snakemake."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from experiments import records, run
+from experiments.errors import UserError
+
+
+def reproduce(
+    scale: str, only: str | None = None, device: str | None = None, snakemake: Sequence[str] = ()
+) -> None:
+    """Bring this machine's records at one scale up to date.
+
+    Which records are stale is read from the records themselves, so a lost `.snakemake/` loses nothing, and where
+    nothing is stale Snakemake is not even started. `snakemake` holds further arguments for it, such as
+    `--executor slurm --jobs 40`. Raises UserError for words that do not exist, and when an experiment fails.
+    """
+    run.check_words(scale, only)
+    chosen = [only] if only else run.slugs()
+    for slug in chosen:
+        run.defaults(slug)  # a notebook that cannot run should say so before the others take their time
+    stale = [slug for slug in chosen if not run.is_current(slug, scale, device)]
+    fresh = [slug for slug in chosen if slug not in stale]
+    if fresh:
+        print(f"up to date at scale {scale}: {', '.join(fresh)}", flush=True)
+    if not stale:
+        return
+    print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
+    lock = records.ROOT / "_build" / "work" / "reproduce.lock"
+    with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
+        # Snakemake holds the lock too: it is free only when both are gone.
+        subprocess.run(_command(stale, scale, device, snakemake), pass_fds=[held], check=False)
+    failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
+    if failed:
+        raise UserError(f"not finished at scale {scale}: {', '.join(failed)} (the reason stands above)")
+
+
+def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequence[str]) -> list[str]:
+    targets = [str(records.local_path(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
+    # One GPU serves one notebook at a time; a cluster's executor counts jobs instead of cores.
+    cores = [] if "--executor" in extra else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
+    config = ["--config", f"device={device}"] if device else []
+    return [
+        *(sys.executable, "-m", "snakemake", *targets),
+        *("--snakefile", str(run.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
+        # Never by modification times: after a clone they mean nothing. The lock is ours, see above.
+        *("--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going"),
+        *([] if os.environ.get("VERBOSE") else ["--quiet", "all"]),
+        *("--forcerun", *targets),
+        *cores,
+        *config,
+        *extra,
+    ]

@@ -1,0 +1,60 @@
+"""What an optimizer remembers per parameter: how it begins, where it lives, what a checkpoint makes of it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .execution import Active, Hyper
+from .stage import select
+
+
+def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
+    """Create what the state lacks: everything at the first step, an extension's part after a foreign checkpoint."""
+    numbers = {"step": 0.0}
+    for stage, _ in active:
+        numbers |= stage.scalars
+    for name, value in numbers.items():
+        if name not in state:
+            state[name] = torch.tensor(value, dtype=torch.float32, device=home(param, group))
+    for stage, hyper in active:
+        for name in stage.remembers(hyper):
+            if name not in state:
+                state[name] = stage.initial(name, param.detach())
+
+
+def home(param: Tensor, group: Hyper) -> torch.device:
+    """Where a parameter's numbers live: on the CPU, as reading one from an accelerator waits for the device.
+
+    A graph that captures the step needs them beside the parameter.
+    """
+    return param.device if group["capturable"] else torch.device("cpu")
+
+
+def number(scalar: Tensor, group: Hyper) -> Any:
+    """A 0-d tensor as stages are given it: a number, unless a graph captures the step."""
+    return scalar if group["capturable"] else scalar.item()
+
+
+def schedule(group: Hyper) -> Any:
+    """The schedule's multiplier η_t: lr over `initial_lr`, which schedulers keep, or else over the first lr.
+
+    A base of 0 counts as 1: from 0 there is no multiple.
+    """
+    base: Any = group.get("initial_lr", group.get("base_lr", 0.0))
+    return group["lr"] / select(base > 0, base, 1)
+
+
+def adopt(state: Hyper, device: torch.device) -> Hyper:
+    """A parameter's state as this package writes it, from one that torch or an older release wrote."""
+    state = {
+        name: torch.tensor(value, dtype=torch.float32, device=device) if isinstance(value, float) else value
+        for name, value in state.items()
+        if value is not None
+    }
+    if state:
+        # torch's SGD keeps no count: with a velocity, at least one step was made.
+        step = state.get("step", 1.0)
+        # A copy: torch hands over the checkpoint's own tensor, and the next step would write into it.
+        state["step"] = step.clone() if isinstance(step, Tensor) else torch.tensor(float(step))
+    return state

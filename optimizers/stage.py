@@ -46,6 +46,8 @@ class Stage:
     """
 
     place: ClassVar[Place]
+    #: the order inside a place, smallest first; stages of one rank run in the order in which they were given
+    rank: ClassVar[int] = 0
     #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
     ranges: ClassVar[Mapping[str, str]] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise

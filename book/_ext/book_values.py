@@ -1,0 +1,144 @@
+"""The role {value}: a number of the prose that is read from a record, never typed.
+
+    {value}`adam:first_step.worst_deviation`            the number, mean over the seeds
+    {value}`adam:first_step.worst_deviation|.1e`        in a format of Python's
+    {value}`adam:mnist.mlp.accuracy|interval.2%`        mean and 95 % interval
+    {value}`adam:@parameters.seeds|len`                 anything else in the record: how many, or itself
+    {value}`adam/quick:first_step.worst_deviation`      from a scale of your choice
+
+Without a record it says so. A page remembers which records it read; it is read again when one of them changes.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxRole
+
+from experiments import claims, records
+from experiments.errors import UserError
+from experiments.records import SCALES, Record
+
+logger = logging.getLogger(__name__)
+EVERY = "*"  # stands for every paper: the scoreboard reads them all
+
+
+def record_of(paper: str) -> Record | None:
+    """The published record of `slug` (the largest scale), or of `slug/scale`; None if there is none."""
+    slug, _, scale = paper.partition("/")
+    if not scale:
+        return records.published(slug)
+    path = records.published_path(slug, scale)
+    return records.read(path) if path.exists() else None
+
+
+def find(record: Record, key: str) -> Any:
+    """A metric by its dotted key, or with "@" in front any other part of the record."""
+    if not key.startswith("@"):
+        return record.get(key)
+    place: Any = record.content()
+    for part in key[1:].split("."):
+        if not isinstance(place, dict) or part not in place:
+            raise UserError(f"{record.name} has no {key[1:]!r}")
+        place = place[part]
+    return place
+
+
+def format_value(value: Any, form: str = "") -> str:
+    """A value as text: a list of numbers as its mean, or as mean and interval for `interval<format>`."""
+    if form == "len":
+        return str(len(value))
+    if isinstance(value, str | bool) or value is None or (isinstance(value, list) and not _numbers(value)):
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    whole = isinstance(value, int) and not form  # a count is printed in full
+    mean, low, high = claims.interval(value)
+    if mean is None or low is None or high is None:
+        return "not finite"
+    if whole:
+        return f"{value:,}"
+    style = form.removeprefix("interval") or ".3g"
+    text = format(mean, style)
+    return f"{text} ({format(low, style)} to {format(high, style)})" if form.startswith("interval") else text
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+
+
+def typeset(text: str) -> list[nodes.Node]:
+    """A number as a book prints it: 1.2e-07 becomes 1.2 × 10⁻⁷ and a hyphen a minus sign."""
+    result: list[nodes.Node] = []
+    position = 0
+    for match in re.finditer(r"(?P<digits>\d)e(?P<exponent>[+-]?\d+)\b", text):
+        exponent = str(int(match["exponent"])).replace("-", "−")
+        result.append(nodes.Text(_minus(text[position : match.start()] + match["digits"]) + "\u202f×\u202f10"))
+        result.append(nodes.superscript(exponent, exponent))
+        position = match.end()
+    result.append(nodes.Text(_minus(text[position:])))
+    return [node for node in result if node.astext()]
+
+
+def _minus(text: str) -> str:
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
+
+
+class ValueRole(SphinxRole):
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        target, _, form = self.text.partition("|")
+        paper, colon, key = target.strip().partition(":")
+        slug = paper.partition("/")[0]
+        note(self.env, [slug])
+        try:
+            if not colon or not key:
+                raise UserError("write it as slug:metric or slug:metric|format")
+            record = record_of(paper)
+            if record is None:
+                return [nodes.inline("", "(no result yet)", classes=["no-result"])], []
+            text = format_value(find(record, key.strip()), form.strip())
+        except (UserError, ValueError, TypeError) as error:
+            # A warning, which the build turns into a failure: no page may show a number that is not there.
+            logger.warning("value `%s`: %s", self.text, error, location=self.get_location())
+            return [nodes.problematic(self.rawtext, self.rawtext)], []
+        return [nodes.inline("", "", *typeset(text), classes=["value"])], []
+
+
+def note(env: BuildEnvironment, papers: Iterable[str]) -> None:
+    """Remember that the page being read depends on the records and claims of these papers."""
+    uses: dict[str, set[str]] = env.__dict__.setdefault("book_uses", {})
+    states: dict[str, str] = env.__dict__.setdefault("book_states", {})
+    for paper in papers:
+        uses.setdefault(env.docname, set()).add(paper)
+        states[paper] = state(paper)
+
+
+def state(paper: str) -> str:
+    """A hash of everything that is known about a paper; it changes when a record appears, too."""
+    root = records.ROOT
+    patterns = [f"results/{scale}/{paper}.json" for scale in SCALES] + [f"book/claims/{paper}.yaml"]
+    whole = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
+        whole.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
+    """The pages whose records or claims are not what they were when the page was read."""
+    now = {paper: state(paper) for paper in env.__dict__.get("book_states", {})}
+    changed = {paper for paper, was in env.__dict__.get("book_states", {}).items() if now[paper] != was}
+    return [page for page, papers in env.__dict__.get("book_uses", {}).items() if papers & changed]
+
+
+def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    env.__dict__.get("book_uses", {}).pop(docname, None)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_role("value", ValueRole())
+    app.connect("env-get-outdated", outdated)
+    app.connect("env-purge-doc", forget)
+    return {"parallel_read_safe": False, "parallel_write_safe": True, "env_version": 1}

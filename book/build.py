@@ -1,0 +1,240 @@
+"""Build the book: execute the chapters whose code or results changed, then run `jupyter-book build -W`.
+
+    python book/build.py
+
+What a chapter prints depends on its cells, on the project's code that they import, and on the records and claims that
+they read: that is the key under which an executed chapter is kept in `_build/executed/`. The site is built in
+`_build/site/` and takes its place as `_build/html/` by renaming, when it is whole.
+"""
+
+import ast
+import asyncio
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
+BUILD = ROOT / "_build"
+EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "site", BUILD / "html"
+# What pages include or link to with relative paths; the source tree has them at the same places as the repository.
+LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
+sys.path.insert(0, str(ROOT))
+
+from experiments import code_hash, records  # noqa: E402
+from experiments.errors import UserError  # noqa: E402
+
+
+def main() -> int:
+    """Build, and return the exit status. An interrupted or failed build leaves the old site in place."""
+    began = time.monotonic()
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "book.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same files
+        try:
+            pages = table_of_contents()
+            executed = execute_chapters(pages)
+            stage(pages, executed)
+            build_site()
+            publish_site()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    print(f"the book: {HTML / 'index.html'} ({len(pages)} pages, {time.monotonic() - began:.1f} s)")
+    return 0
+
+
+def table_of_contents() -> list[Path]:
+    """The pages named in _toc.yml, as paths of Markdown files relative to the root."""
+
+    def files(node: object) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key in ("root", "file"):
+                    yield value
+                else:
+                    yield from files(value)
+        elif isinstance(node, list):
+            for item in node:
+                yield from files(item)
+
+    names = files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    pages = [Path(name).with_suffix(".md") for name in names]
+    missing = [str(page) for page in pages if not (ROOT / page).is_file()]
+    if missing:
+        raise UserError(f"_toc.yml names {', '.join(missing)}, which does not exist: write it or take it out")
+    return pages
+
+
+def execute_chapters(pages: list[Path]) -> dict[Path, NotebookNode]:
+    """Every page that has code cells, with their outputs: from the cache, or executed now, several at a time."""
+    chapters = {page: read_chapter(page) for page in pages if "{code-cell}" in (ROOT / page).read_text("utf-8")}
+    keys = {page: key_of(page, notebook) for page, notebook in chapters.items()}
+    stale = [page for page, key in keys.items() if not cached(page, key).exists()]
+    failures = asyncio.run(execute_all({page: chapters[page] for page in stale}, keys))
+    if failures:
+        raise UserError("\n".join(failures))
+    for page, notebook in chapters.items():
+        # The cache answers for the code cells; the prose around them is today's.
+        kept = nbformat.read(cached(page, keys[page]), as_version=4)
+        cells = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, kept)]
+        for cell, done in zip(*cells, strict=True):
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        notebook.metadata["book"] = kept.metadata["book"]
+    return chapters
+
+
+def read_chapter(page: Path) -> NotebookNode:
+    """A MyST notebook as a notebook without outputs; its cells have the same ids each time."""
+    notebook = jupytext.read(ROOT / page, fmt="md:myst")
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel
+    return notebook
+
+
+def key_of(page: Path, notebook: NotebookNode) -> str:
+    """Hash of everything that the outputs depend on."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    source = "\n".join(cells)
+    try:
+        names = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+        code = code_hash.of_source(source, ROOT)
+    except SyntaxError as error:
+        raise UserError(f"{page}: its cells are not plain Python: {error.msg}: {error.text or ''}".strip()) from error
+    files = [path for pattern in ("results/*/*.json", "book/claims/*.yaml") for path in ROOT.glob(pattern)]
+    whole = hashlib.sha256(f"{sys.version}\0{code}".encode())
+    for package in ("torch", "numpy", "matplotlib"):
+        whole.update(importlib.metadata.version(package).encode())
+    for text in cells:  # one cell or two: the same code, other outputs
+        whole.update(f"\0{text}".encode())
+    for path in sorted(files):
+        if path.stem == page.stem or path.stem in names:  # its own records and those that a cell names
+            whole.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def cached(page: Path, key: str) -> Path:
+    return EXECUTED / f"{page.with_suffix('').as_posix().replace('/', '-')}-{key}.ipynb"
+
+
+async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
+    """Execute the chapters, as many at a time as there are cores; returns one message per chapter that failed."""
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    places = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def one(page: Path) -> str | None:
+        async with places:
+            try:
+                await execute(page, chapters[page], cached(page, keys[page]))
+            except CellExecutionError as error:
+                text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+                return f"{page}: a cell failed\n{text}"
+        return None
+
+    return [message for message in await asyncio.gather(*map(one, chapters)) if message]
+
+
+async def execute(page: Path, notebook: NotebookNode, target: Path) -> None:
+    """Execute one chapter in the repository's root and keep it whole or not at all."""
+    print(f"executing {page}", flush=True)
+    began = time.monotonic()
+    # Sockets in a folder instead of ports: parallel kernels cannot collide. One thread: the same digits everywhere.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(ROOT)}}
+    )
+    client.create_kernel_manager().transport = "ipc"
+    await client.async_execute(env=environment)
+    notebook.metadata["book"] = {"seconds": round(time.monotonic() - began, 1)}
+    for old in EXECUTED.glob(f"{target.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}.ipynb"):
+        old.unlink()
+    records.write_text(target, nbformat.writes(notebook))
+
+
+def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
+    """The source tree for Sphinx: executed chapters and plain pages, and links to what they include.
+
+    A file that would not change is not touched, so Sphinx reads again only what did.
+    """
+    wanted = {Path("_config.yml"), Path("_toc.yml"), Path("book/references.bib")} | set(pages)
+    texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in wanted - set(executed)}
+    texts |= {page.with_suffix(".ipynb"): nbformat.writes(notebook) for page, notebook in executed.items()}
+    links = {Path(name) for name in LINKED if (ROOT / name).exists()}
+    if SOURCE.exists():
+        for path in sorted(SOURCE.rglob("*"), reverse=True):
+            relative = path.relative_to(SOURCE)
+            if path.is_symlink() or path.is_file():
+                if relative not in texts and relative not in links:
+                    path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
+    for relative, text in texts.items():
+        path = SOURCE / relative
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            records.write_text(path, text)
+    for relative in links:
+        path = SOURCE / relative
+        if not path.is_symlink():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(os.path.relpath(ROOT / relative, path.parent))
+
+
+def build_site() -> None:
+    """jupyter-book in `_build/site`, from scratch where the last build did not finish or its machinery changed."""
+    stamp, now = SITE / "whole", machinery()
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
+        shutil.rmtree(SITE, ignore_errors=True)
+    SITE.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    program = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        output = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())
+        raise UserError(f"jupyter-book found fault with the book (exit status {done.returncode}):\n{output}")
+    stamp.write_text(now, encoding="utf-8")
+
+
+def machinery() -> str:
+    """Hash of what changes every page: configuration, table of contents, extensions, packages."""
+    whole = hashlib.sha256(sys.version.encode())
+    for path in [ROOT / "_config.yml", ROOT / "_toc.yml", *sorted((ROOT / "book/_ext").glob("*.py"))]:
+        whole.update(path.read_bytes())
+    for name in ("sphinx", "jupyter-book", "myst-nb", "sphinx-book-theme"):
+        whole.update(importlib.metadata.version(name).encode())
+    return whole.hexdigest()
+
+
+def publish_site() -> None:
+    """Copy the finished site beside its place, then rename: a reader never sees half of it."""
+    new, old = BUILD / "html.new", BUILD / "html.old"
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(SITE / "_build" / "html", new)
+    if HTML.exists():
+        HTML.rename(old)
+    new.rename(HTML)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -33,6 +33,7 @@ BUILD = ROOT / "_build"
 EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "site", BUILD / "html"
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
+NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
 from experiments import code_hash, records  # noqa: E402
@@ -94,6 +95,9 @@ def execute_chapters(pages: list[Path]) -> dict[Path, NotebookNode]:
         cells = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, kept)]
         for cell, done in zip(*cells, strict=True):
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            if not cell.outputs and "figure" in cell.metadata.get("mystnb", {}):
+                # A figure whose record is missing: its number and caption stay, or links to it would lead nowhere.
+                cell.outputs = [nbformat.v4.new_output("display_data", NO_RESULT)]
         notebook.metadata["book"] = kept.metadata["book"]
     return chapters
 

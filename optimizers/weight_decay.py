@@ -36,10 +36,11 @@ class DecoupledWeightDecay(Stage):
     """
 
     place = Place.UPDATE
-    ranges = {"weight_decay": "[0, inf)", "decay": "lr | schedule"}
+    ranges = {"weight_decay": "[0, inf)", "decay": "lr | schedule", "decoupled_weight_decay": "bool"}
 
     def __init__(self, weight_decay: float = 1e-2, decay: Literal["lr", "schedule"] = "lr") -> None:
-        super().__init__(weight_decay=weight_decay, decay=decay)
+        # The last is for torch.optim's NAdam and RAdam, which read it from the groups of our checkpoints.
+        super().__init__(weight_decay=weight_decay, decay=decay, decoupled_weight_decay=True)
 
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         return bool(hyper["weight_decay"] != 0)

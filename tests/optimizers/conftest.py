@@ -69,9 +69,7 @@ def largest_difference(a: Trajectory, b: Trajectory) -> float:
     assert len(a) == len(b) > 0
     assert all(torch.isfinite(torch.view_as_real(x) if x.is_complex() else x).all() for row in a for x in row)
     return max(
-        (x - y).abs().max().item()
-        for row, other in zip(a, b, strict=True)
-        for x, y in zip(row, other, strict=True)
+        (x - y).abs().max().item() for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)
     )
 
 
@@ -86,7 +84,9 @@ def same_as_torch() -> Callable[..., None]:
         scheduler = LambdaLR(optimizer, multiplier)
         return problem.run(optimizer, params, range(STEPS), lambda t: scheduler.step())
 
-    def first_ten(make: Build, second: dict[str, Any], options: dict[str, Any]) -> tuple[Any, list[Tensor], Trajectory]:
+    def first_ten(
+        make: Build, second: dict[str, Any], options: dict[str, Any]
+    ) -> tuple[Any, list[Tensor], Trajectory]:
         problem = Problem()
         params = problem.parameters()
         optimizer = problem.build(make, params, second, **options)
@@ -152,7 +152,9 @@ def follows() -> Callable[..., None]:
 def descend() -> Callable[..., list[float]]:
     """`descend(make, gradients, start)`: one float64 number, given these gradients; its value after every step."""
 
-    def descend(make: Build, gradients: Sequence[float] | Callable[[float, int], float], start: float = 0.0, steps: int = 0) -> list[float]:
+    def descend(
+        make: Build, gradients: Sequence[float] | Callable[[float, int], float], start: float = 0.0, steps: int = 0
+    ) -> list[float]:
         theta = torch.tensor(start, dtype=torch.float64, requires_grad=True)
         optimizer = make([theta])
         values = []

@@ -32,7 +32,8 @@ def test_adam_equals_torch(same_as_torch, options, second):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.05}, {"weight_decay": 0.1, "maximize": True}]
+    "options",
+    [{}, {"betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.05}, {"weight_decay": 0.1, "maximize": True}],
 )
 def test_adamax_equals_torch(same_as_torch, options):
     second = {"lr": 0.05, "weight_decay": 0.2, "betas": (0.5, 0.9), "eps": 1e-2}

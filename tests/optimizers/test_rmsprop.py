@@ -31,7 +31,9 @@ def test_equals_torch(same_as_torch, options, second):
 
 def test_only_the_state_in_use_is_kept():
     params = [torch.ones(2, requires_grad=True) for _ in range(2)]
-    optimizer = optimizers.RMSprop([{"params": params[0]}, {"params": params[1], "centered": True, "momentum": 0.9}])
+    optimizer = optimizers.RMSprop(
+        [{"params": params[0]}, {"params": params[1], "centered": True, "momentum": 0.9}]
+    )
     for param in params:
         param.grad = torch.ones(2)
     optimizer.step()

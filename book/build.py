@@ -2,9 +2,9 @@
 
     python book/build.py
 
-What a chapter prints depends on its cells, on the project's code that they import, and on the records and claims that
-they read: that is the key under which an executed chapter is kept in `_build/executed/`. The site is built in
-`_build/site/` and takes its place as `_build/html/` by renaming, when it is whole.
+What a chapter prints depends on its cells, on the project's code that they import, and on the records and claims
+that they read: that is the key under which an executed chapter is kept in `_build/executed/`. The site is built
+in `_build/site/` and takes its place as `_build/html/` by renaming, when it is whole.
 """
 
 import ast
@@ -36,7 +36,7 @@ LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "boo
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, records  # noqa: E402
+from experiments import code_hash  # noqa: E402  (not records: that would import torch)
 from experiments.errors import UserError  # noqa: E402
 
 
@@ -120,7 +120,9 @@ def key_of(page: Path, notebook: NotebookNode) -> str:
         names = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
         code = code_hash.of_source(source, ROOT)
     except SyntaxError as error:
-        raise UserError(f"{page}: its cells are not plain Python: {error.msg}: {error.text or ''}".strip()) from error
+        raise UserError(
+            f"{page}: its cells are not plain Python: {error.msg}: {error.text or ''}".strip()
+        ) from error
     files = [path for pattern in ("results/*/*.json", "book/claims/*.yaml") for path in ROOT.glob(pattern)]
     whole = hashlib.sha256(f"{sys.version}\0{code}".encode())
     for package in ("torch", "numpy", "matplotlib"):
@@ -161,14 +163,18 @@ async def execute(page: Path, notebook: NotebookNode, target: Path) -> None:
     # Sockets in a folder instead of ports: parallel kernels cannot collide. One thread: the same digits everywhere.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(ROOT)}}
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(ROOT)}},
     )
     client.create_kernel_manager().transport = "ipc"
     await client.async_execute(env=environment)
     notebook.metadata["book"] = {"seconds": round(time.monotonic() - began, 1)}
     for old in EXECUTED.glob(f"{target.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}.ipynb"):
         old.unlink()
-    records.write_text(target, nbformat.writes(notebook))
+    write_whole(target, nbformat.writes(notebook))
 
 
 def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
@@ -191,12 +197,20 @@ def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
     for relative, text in texts.items():
         path = SOURCE / relative
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            records.write_text(path, text)
+            write_whole(path, text)
     for relative in links:
         path = SOURCE / relative
         if not path.is_symlink():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.relpath(ROOT / relative, path.parent))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name, then rename it: no partial file carries the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def build_site() -> None:
@@ -221,7 +235,13 @@ def build_site() -> None:
 def machinery() -> str:
     """Hash of what changes every page: configuration, table of contents, extensions, packages."""
     whole = hashlib.sha256(sys.version.encode())
-    for path in [ROOT / "_config.yml", ROOT / "_toc.yml", *sorted((ROOT / "book/_ext").glob("*.py"))]:
+    shared = [
+        ROOT / "_config.yml",
+        ROOT / "_toc.yml",
+        *(ROOT / "book/_ext").glob("*.py"),
+        *(ROOT / "book/_static").iterdir(),
+    ]
+    for path in sorted(shared):
         whole.update(path.read_bytes())
     for name in ("sphinx", "jupyter-book", "myst-nb", "sphinx-book-theme"):
         whole.update(importlib.metadata.version(name).encode())

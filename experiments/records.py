@@ -4,6 +4,7 @@ A notebook makes one with `new`, fills it with `metric`, `curve` and `uses`, and
 """
 
 import datetime
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -17,13 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from experiments import code_hash
-from experiments.data import Dataset
 from experiments.errors import RecordError
+
+if TYPE_CHECKING:  # reading a record needs no torch, whose import takes two seconds
+    from experiments.data import Dataset
 
 FORMAT = 1
 SCALES = ("quick", "standard", "paper")  # in rising order
@@ -75,16 +76,17 @@ class Record:
         filled = [line + [None] * (len(xs) - len(line)) for line in lines]
         self.curves[name] = {"x": xs, "seeds": filled, "xlabel": xlabel, "ylabel": ylabel}
 
-    def uses(self, ds: Dataset) -> None:
+    def uses(self, ds: "Dataset") -> None:
         """Name a data set, with its digest, among what the numbers rest on."""
         self.provenance["data"][ds.name] = ds.digest
 
     def get(self, key: str) -> Any:
-        """The metric at a dotted key; RecordError naming the keys there are if it is not one of them."""
+        """The metric at a dotted key; RecordError naming the nearest keys if it is not one of them."""
         place: Any = self.metrics
         for part in key.split("."):
             if not isinstance(place, dict) or part not in place:
-                raise RecordError(f"{self.name} has no metric {key!r}; it has {', '.join(self.keys()) or 'none'}")
+                near = difflib.get_close_matches(key, self.keys(), n=5, cutoff=0)
+                raise RecordError(f"{self.name} has no metric {key!r}; the nearest are {', '.join(near) or 'none'}")
             place = place[part]
         if isinstance(place, dict):
             raise RecordError(f"{self.name}: {key!r} is a group of metrics ({', '.join(place)}), not a metric")
@@ -129,6 +131,8 @@ def new(
     """
     if scale not in SCALES:
         raise RecordError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}")
+    import torch
+
     torch.set_num_threads(threads)
     plain = {key: _plain(value, f"parameter {key!r}") for key, value in parameters.items()}
     device = str(plain.get("device", "cpu"))
@@ -259,6 +263,8 @@ def _commit() -> dict[str, Any]:
 
 def _device_name(device: str) -> str:
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.get_device_name(device)
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ from optimizers import SGD, Adagrad, Adam, Chain, RMSprop
 from optimizers.adam import AdamDirection
 
 SETTINGS = {
-    "quick": {"dataset": "digits", "hidden": [64], "epochs": 15, "bias_epochs": 6},
+    "quick": {"dataset": "digits", "hidden": [64], "epochs": 10, "bias_epochs": 6},
     "standard": {"dataset": "mnist", "hidden": [64], "epochs": 10, "bias_epochs": 1},
     "paper": {"dataset": "mnist", "hidden": [1000, 1000], "epochs": 45, "bias_epochs": 1},
 }[scale]
@@ -251,7 +251,8 @@ for model in MODELS:
     for other in OPTIMIZERS:
         if other != "Adam":
             pairs = zip(loss[model, "Adam"], loss[model, other], strict=True)
-            record.metric(f"{model}.adam_over_{other.lower()}", [a / b - 1 for a, b in pairs])
+            # ln of the ratio: −0.1 is ten percent lower, and the interval cannot promise less than no loss
+            record.metric(f"{model}.adam_over_{other.lower()}", [math.log(a / b) for a, b in pairs])
     record.metric(f"{model}.adam_final_over_start", [x / math.log(dataset.classes) for x in loss[model, "Adam"]])
 
 # %% [markdown]
@@ -281,17 +282,18 @@ def stable_and_losses(stage, beta2, seed):
     return largest, losses
 
 
-for beta2 in (0.99, 0.999, 0.9999):
+for beta2 in (0.99, 0.9999):
     runs = {stage: [stable_and_losses(stage, beta2, seed) for seed in seeds] for stage in (AdamDirection, Uncorrected)}
     pairs = list(zip(runs[AdamDirection], runs[Uncorrected], strict=True))
-    record.metric(f"bias.{key(beta2)}.stable_ratio", [2.0 ** (a[0] - b[0]) for a, b in pairs])
-    record.metric(f"bias.{key(beta2)}.best_loss_ratio", [min(a[1]) / min(b[1]) for a, b in pairs])
+    halvings = [a[0] - b[0] for a, b in pairs]
+    record.metric(f"bias.{key(beta2)}.stable_halvings", halvings)
+    record.metric(f"bias.{key(beta2)}.best_loss", [math.log(min(a[1]) / min(b[1])) for a, b in pairs])
     if beta2 == 0.9999:
         record.metric("bias.trained_over_start", [min(a[1]) / math.log(dataset.classes) for a, _ in pairs])
     for stage, label in ((AdamDirection, "with"), (Uncorrected, "without")):
         ys = [losses for _, losses in runs[stage]]
         record.curve(f"bias_{label}/{beta2}", [2.0**k for k in exponents], ys, "α", "final loss")
-    print(f"β₂ = {beta2}: largest stable α, with ÷ without the correction: {[2.0 ** (a[0] - b[0]) for a, b in pairs]}")
+    print(f"β₂ = {beta2}: without the correction the largest stable α is halved {halvings} times")
 
 # %%
 path_of_record = records.write(record, out)

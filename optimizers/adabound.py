@@ -33,6 +33,7 @@ class AdaBoundStep(Stage):
         "nesterov": "bool",
     }
     state = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    velocity = ("exp_avg",)
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ class AMSBoundW(Chain):
 
     .. math:: \theta_t = \theta_{t-1} - \eta_t m_t - \alpha_t \lambda \theta_{t-1}
 
-    :class:`optimizers.AMSBound` with the decay of :class:`optimizers.AdaBoundW`.
+    :class:`optimizers.AMSBound` (Luo et al. 2019) with the decay of :class:`optimizers.AdaBoundW`.
 
     Args:
         params, lr, betas, final_lr, gamma, eps, weight_decay, nesterov, decay: as in :class:`optimizers.AdaBoundW`.

@@ -20,7 +20,7 @@ class AggregatedMomentum(Stage):
 
     def __init__(self, betas: Sequence[float] = (0.0, 0.9, 0.99)) -> None:
         super().__init__(betas=tuple(betas) if isinstance(betas, Sequence) else betas)
-        self.state = self.remembers(self.hyper)
+        self.state = self.velocity = self.remembers(self.hyper)
 
     @classmethod
     def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:

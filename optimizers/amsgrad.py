@@ -18,6 +18,7 @@ class AMSGradDirection(Stage):
     place = Place.DIRECTION
     ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    velocity = ("exp_avg",)
 
     def __init__(self, betas: Betas = (0.9, 0.999), eps: float = 1e-8, nesterov: bool = False) -> None:
         super().__init__(betas=betas, eps=eps, nesterov=nesterov)

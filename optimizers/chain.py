@@ -230,8 +230,8 @@ class Chain(Optimizer):
 
 
 def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """The stages sorted by place; raises where they do not fit together."""
-    chain = sorted(stages, key=lambda stage: stage.place)
+    """The stages sorted by place and rank; raises where they do not fit together."""
+    chain = sorted(stages, key=lambda stage: (stage.place, stage.rank))
     for place, members in groupby(chain, key=lambda stage: stage.place):
         names = [type(stage).__name__ for stage in members]
         if place is Place.DIRECTION and len(names) > 1:

@@ -17,6 +17,7 @@ class Momentum(Stage):
     place = Place.DIRECTION
     ranges = {"momentum": "[0, inf)", "dampening": "(-inf, inf)", "nesterov": "bool"}
     state = ("momentum_buffer",)
+    velocity = state
 
     def __init__(self, momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False) -> None:
         super().__init__(momentum=momentum, dampening=dampening, nesterov=nesterov)

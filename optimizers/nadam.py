@@ -25,6 +25,7 @@ class NAdamDirection(Stage):
     place = Place.DIRECTION
     ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "momentum_decay": "[0, inf) or None"}
     state = ("exp_avg", "exp_avg_sq")
+    velocity = ("exp_avg",)
     scalars = {"mu_product": 1.0}
 
     def __init__(self, betas: Betas = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float | None = 4e-3) -> None:

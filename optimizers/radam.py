@@ -32,6 +32,7 @@ class RAdamDirection(Stage):
     place = Place.DIRECTION
     ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "threshold": "[4, inf)", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq")
+    velocity = ("exp_avg",)
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ class RMSpropDirection(Stage):
         "nesterov": "bool",
     }
     state = ("square_avg", "grad_avg", "momentum_buffer")
+    velocity = ("momentum_buffer",)
 
     def __init__(
         self,

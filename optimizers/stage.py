@@ -52,6 +52,8 @@ class Stage:
     ranges: ClassVar[Mapping[str, str]] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
     state: tuple[str, ...] = ()
+    #: those of a direction's state tensors that are a velocity: Lookahead can reset or average them
+    velocity: tuple[str, ...] = ()
     #: numbers remembered per parameter besides `step`, with their first values; kept as 0-d float32 tensors
     scalars: ClassVar[Mapping[str, float]] = {}
     #: hyper-parameters that it may have in common with another stage of a chain, if that one says so, too

@@ -56,7 +56,8 @@ def check(name: str, value: Any, interval: str) -> None:
     if isinstance(number, bool) or not isinstance(number, int if whole else Real):
         raise TypeError(f"{name} must be {'a whole' if whole else 'a'} number in {bounds}, got {value!r}")
     low, low_in, high, high_in = _parse(bounds)
-    x = float(number)
+    # Whole numbers are compared as they are: as a float, 2**63 - 1 is 2**63.
+    x = number if isinstance(number, int) else float(number)
     if not ((low < x or (low_in and x == low)) and (x < high or (high_in and x == high))):
         raise ValueError(f"{name} must lie in {bounds}, got {value!r}")
 

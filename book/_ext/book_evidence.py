@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from book_values import EVERY, format_value, note, typeset
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book_values import EVERY, format_value, note, typeset
 from experiments import claims, records
 from experiments.claims import Claim, Evidence, Verdict
 from experiments.errors import UserError
@@ -29,7 +29,6 @@ MARKS = {
     "not testable": "–",
     "no result yet": "…",
 }
-OUTCOMES = {"holds": "✓", "fails": "✗", "undecided": "○"}
 
 
 class EvidenceDirective(SphinxDirective):
@@ -76,7 +75,9 @@ class Claims(EvidenceDirective):
         heading = nodes.paragraph("", "", badge(verdict), classes=["claim-verdict"])
         heading += nodes.inline("", f" {claim.where} · {claim.kind}", classes=["claim-where"])
         checks = nodes.bullet_list(classes=["checks"])
-        evidence = verdict.evidence if verdict else [Evidence(c, None, None, None, "undecided") for c in claim.checks]
+        evidence = (
+            verdict.evidence if verdict else [Evidence(c, None, None, None, "undecided") for c in claim.checks]
+        )
         for item in evidence:
             checks += self.check(item, record)
         card = nodes.container("", heading, self.paragraph(claim.claim, "claim-text"), checks, classes=["claim"])
@@ -99,9 +100,10 @@ class Claims(EvidenceDirective):
             line += nodes.inline("", "no result yet", classes=["no-result"])
         else:
             line += nodes.strong("", "", *typeset(measured(item)), classes=["measured"])
-        line += nodes.inline("", "", nodes.Text(" (criterion "), *typeset(item.check.describe(scale)), nodes.Text(")"))
-        if record is not None:
-            line += nodes.inline("", f" {item.outcome}", classes=["outcome", f"outcome-{item.outcome}"])
+            line.insert(0, nodes.inline("", item.outcome, classes=["outcome", f"outcome-{item.outcome}"]))
+            line.insert(1, nodes.Text(" "))
+        criterion = typeset(item.check.describe(scale))
+        line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
         return nodes.list_item("", line)
 
 
@@ -123,10 +125,16 @@ class Scoreboard(EvidenceDirective):
         summary = nodes.paragraph(classes=["verdict-counts"])
         for name in MARKS:
             if counts[name]:
-                summary += [nodes.inline("", f"{counts[name]} ", classes=["count"]), badge_of(name), nodes.Text("  ")]
+                summary += [
+                    nodes.inline("", f"{counts[name]} ", classes=["count"]),
+                    badge_of(name),
+                    nodes.Text("  "),
+                ]
         return [summary, table]
 
-    def row(self, slug: str, claim: Claim, record: Record | None, verdict: Verdict | None) -> list[list[nodes.Node]]:
+    def row(
+        self, slug: str, claim: Claim, record: Record | None, verdict: Verdict | None
+    ) -> list[list[nodes.Node]]:
         text = self.paragraph(claim.claim)
         source = self.paragraph(f"{{cite:t}}`{claim.paper}`, {claim.where}", "claim-where")
         page = next((name for name in sorted(self.env.found_docs) if name.endswith(f"/{slug}")), None)
@@ -221,7 +229,9 @@ def badge_of(name: str) -> nodes.inline:
     return nodes.inline("", f"{MARKS[name]} {name}", classes=["verdict", f"verdict-{name.replace(' ', '-')}"])
 
 
-def make_table(head: list[str], rows: list[list[list[nodes.Node]]], widths: list[int], *classes: str) -> nodes.table:
+def make_table(
+    head: list[str], rows: list[list[list[nodes.Node]]], widths: list[int], *classes: str
+) -> nodes.table:
     """A docutils table whose cells hold the nodes given. `widths` are relative."""
 
     def row(cells: list[list[nodes.Node]]) -> nodes.row:

@@ -8,11 +8,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from book_evidence import EvidenceDirective, badge_of, make_table, word
+from book_values import EVERY, note
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from book_evidence import EvidenceDirective, badge_of, make_table, word
-from book_values import EVERY, note
 from experiments import claims, records
 from experiments.errors import UserError
 from experiments.records import SCALES
@@ -90,7 +90,9 @@ class BuildRecord(EvidenceDirective):
             cells = [f"{known['seconds']:,.1f}", f"{known['device_name']}, {known['threads']} thread(s)",
                      f"torch {known['packages']['torch']}", known["finished"][:10]]  # fmt: skip
             rows.append([[nodes.paragraph("", "", link)], *([nodes.paragraph("", cell)] for cell in cells)])
-        return make_table(["Record", "Seconds", "Device", "Version", "Finished"], rows, [22, 12, 34, 18, 14], "facts")
+        return make_table(
+            ["Record", "Seconds", "Device", "Version", "Finished"], rows, [22, 12, 34, 18, 14], "facts"
+        )
 
     def chapters(self) -> nodes.Node:
         """From the executed notebooks themselves: book/build.py notes how long each took."""

@@ -67,16 +67,20 @@ def format_value(value: Any, form: str = "") -> str:
 
 
 def _numbers(values: list[Any]) -> bool:
-    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+    return all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
+    )
 
 
 def typeset(text: str) -> list[nodes.Node]:
-    """A number as a book prints it: 1.2e-07 becomes 1.2 × 10⁻⁷ and a hyphen a minus sign."""
+    """A number as a book prints it: 1.2e-07 becomes 1.2 × 10⁻⁷, 1e-06 becomes 10⁻⁶, and a hyphen a minus sign."""
     result: list[nodes.Node] = []
     position = 0
-    for match in re.finditer(r"(?P<digits>\d)e(?P<exponent>[+-]?\d+)\b", text):
+    for match in re.finditer(r"(?P<digits>\d+(?:\.\d+)?)e(?P<exponent>[+-]?\d+)\b", text):
         exponent = str(int(match["exponent"])).replace("-", "−")
-        result.append(nodes.Text(_minus(text[position : match.start()] + match["digits"]) + "\u202f×\u202f10"))
+        before, digits = text[position : match.start()], match["digits"]
+        power = "10" if digits == "1" else f"{digits}\u202f×\u202f10"
+        result.append(nodes.Text(_minus(before) + power))
         result.append(nodes.superscript(exponent, exponent))
         position = match.end()
     result.append(nodes.Text(_minus(text[position:])))

@@ -1,4 +1,4 @@
-"""A book of its own for every test: a root with `notebooks/`, `book/claims/`, `results/`, all in a temporary folder."""
+"""A book of its own for every test: `notebooks/`, `book/claims/` and `results/` in a temporary folder."""
 
 import os
 import subprocess
@@ -48,6 +48,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("notebooks", "book/claims", "results"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setenv("BOOK_ROOT", str(tmp_path))  # the same for what a test starts
     return tmp_path
 
 
@@ -71,7 +72,7 @@ def command(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             [sys.executable, "-m", "experiments", *arguments],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "BOOK_ROOT": str(root), **environment},
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
             capture_output=True,
             text=True,
             check=False,

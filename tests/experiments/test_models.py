@@ -36,11 +36,11 @@ def test_weights_are_xavier_normal_and_biases_zero() -> None:
     first, last = (layer for layer in model if isinstance(layer, nn.Linear))
     for layer in (first, last):
         expected = math.sqrt(2 / (layer.in_features + layer.out_features))
-        assert float(layer.weight.std()) == pytest.approx(expected, rel=0.03)
-        assert float(layer.weight.mean()) == pytest.approx(0, abs=0.05 * expected)
+        assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.03)
+        assert float(layer.weight.detach().mean()) == pytest.approx(0, abs=0.05 * expected)
         assert not layer.bias.any()
     convolution = models.cnn(seed=0)[2]
-    assert float(convolution.weight.std()) == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.03)
+    assert float(convolution.weight.detach().std()) == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.03)
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -60,7 +60,7 @@ def test_the_running_quadratic() -> None:
     theta = bowl.initial().requires_grad_()
     assert theta.dtype == torch.float64
     loss = bowl.loss(theta)
-    assert float(loss) == 0.5 * (1 * 4.0**2 + 20 * 1.5**2)
+    assert loss.item() == 0.5 * (1 * 4.0**2 + 20 * 1.5**2)
     (gradient,) = torch.autograd.grad(loss, theta)
     assert torch.equal(gradient, bowl.gradient(theta.detach()))
     assert torch.equal(bowl.gradient(bowl.initial()), torch.tensor([-4.0, 30.0], dtype=torch.float64))

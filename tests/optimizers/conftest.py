@@ -96,7 +96,7 @@ def same_as_torch() -> Callable[..., None]:
         return state, end, head + rest
 
     def continued(make: Build, state: Any, start: list[Tensor]) -> Trajectory:
-        """From a checkpoint alone: the optimizer is made with its defaults, and in other groups' hyper-parameters."""
+        """From a checkpoint alone: the optimizer is made with its defaults, which the checkpoint replaces."""
         problem = Problem()
         params = [p.clone().requires_grad_() for p in start]
         optimizer = problem.build(make, params, {})
@@ -121,8 +121,8 @@ def follows() -> Callable[..., None]:
     """`follows(make, oracle, groups)`: the optimizer makes the oracle's steps in each of the groups.
 
     A group is a dict of hyper-parameters for the optimizer's group and, by the same names, for the oracle, which is
-    called as ``oracle(theta, gradient, t, eta, memory, lr=…, …)`` and returns the new theta: `lr` is the learning rate
-    before the schedule, `eta` the schedule's multiplier, and `memory` a dict that starts empty.
+    called as ``oracle(theta, gradient, t, eta, memory, lr=…, …)`` and returns the new theta: `lr` is the learning
+    rate before the schedule, `eta` the schedule's multiplier, and `memory` a dict that starts empty.
     """
 
     def follows(

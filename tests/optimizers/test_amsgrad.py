@@ -82,4 +82,4 @@ def test_adam_converges_to_the_worst_point_and_amsgrad_does_not():
     assert regret == pytest.approx(2 / 3, abs=0.01)
     x, regret = counter_example(lambda p: optimizers.AMSGrad(p, betas=(0.0, 0.1), eps=0.0))
     assert x < -0.99
-    assert regret == pytest.approx(0.005, abs=0.002)
+    assert regret < 0.02  # O(1 / √T): 0.005 after 30,000 steps

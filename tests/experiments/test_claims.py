@@ -1,0 +1,204 @@
+"""Verdicts from constructed records, one for every word, and a clear error for every mistake in the YAML."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments import claims, records
+from experiments.errors import ClaimError
+
+Change = dict[str, Any]
+REMOVE = object()
+
+
+def record(scale: str = "quick", **metrics: Any) -> records.Record:
+    made = records.Record("tiny", scale, {})
+    for name, value in metrics.items():
+        made.metric(name, value)
+    return made
+
+
+@pytest.fixture
+def claim(root: Path) -> Callable[..., claims.Claim]:
+    """Load a claim with two checks, a < 1 and b > 2, after changing fields of the claim or of the first check."""
+
+    def load(check: Change | None = None, **changes: Any) -> claims.Claim:
+        first = {"metric": "a", "below": 1.0, "says": "small", **(check or {})}
+        content = {
+            **{
+                "id": "one",
+                "claim": "It works.",
+                "where": "§1",
+                "kind": "exact",
+                "experiment": "x",
+                "control": "y",
+            },
+            "checks": [first, {"metric": "b", "above": 2, "says": "large"}],
+            **changes,
+        }
+        for fields in (first, content):
+            for key in [key for key, value in fields.items() if value is REMOVE]:
+                del fields[key]
+        text = yaml.safe_dump({"paper": "key2015", "claims": [content]})
+        (root / "book/claims/tiny.yaml").write_text(text)
+        return claims.load("tiny")[0]
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("kind", "a", "b", "word"),
+    [
+        ("exact", 0.5, 3.0, "reproduced"),
+        ("empirical", [0.5, 0.6, 0.5], [3.0, 3.1, 3.2], "reproduced"),
+        ("exact", 0.5, 1.0, "reproduced in part"),
+        ("empirical", [0.0, 9.0, 0.0], 3.0, "reproduced in part"),
+        ("exact", 1.5, 1.0, "refuted"),
+        ("exact", [0.0, 9.0, 0.0], 1.0, "refuted"),
+        ("empirical", 1.5, 1.0, "not reproduced at this scale"),
+        ("exact", [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], "not reproduced at this scale"),
+        ("exact", [0.5, None], None, "not reproduced at this scale"),
+    ],
+)
+def test_every_word(claim: Callable[..., claims.Claim], kind: str, a: Any, b: Any, word: str) -> None:
+    verdict = claim(kind=kind).verdict(record(a=a, b=b))
+    assert verdict is not None
+    assert verdict.word == word
+    assert word in claims.WORDS
+
+
+def test_a_precondition_that_is_not_met(claim: Callable[..., claims.Claim]) -> None:
+    made = claim(precondition={"metric": "c", "above": 0, "says": "the effect can occur"})
+    for c, word in (
+        (1.0, "reproduced"),
+        (-1.0, "not testable"),
+        ([-1.0, 1.0], "not testable"),
+        (None, "not testable"),
+    ):
+        verdict = made.verdict(record(a=0.5, b=3.0, c=c))
+        assert verdict is not None
+        assert verdict.word == word
+
+
+def test_no_record_no_verdict(claim: Callable[..., claims.Claim]) -> None:
+    assert claim().verdict(None) is None
+
+
+def test_the_interval_is_students(claim: Callable[..., claims.Claim]) -> None:
+    # By the table: t(0.975, 2) = 4.302653, and these three have standard deviation 1.
+    mean, low, high = claims.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert claims.interval(5) == claims.interval([5]) == (5.0, 5.0, 5.0)
+    verdict = claim().verdict(record(a=[-1.0, 0.0, 1.0], b=3.0))
+    assert verdict is not None
+    first = verdict.evidence[0]
+    assert (first.check.says, first.mean, first.outcome) == ("small", 0.0, "undecided")
+    assert first.high == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "low", "high", "outcome"),
+    [
+        ({"below": 1.0}, 0.5, 0.9, "holds"),
+        ({"below": 1.0}, 0.5, 1.0, "undecided"),
+        ({"below": 1.0}, 1.0, 1.5, "fails"),
+        ({"above": 1.0}, 1.1, 1.5, "holds"),
+        ({"above": 1.0}, 0.5, 1.5, "undecided"),
+        ({"above": 1.0}, 0.5, 1.0, "fails"),
+        ({"between": [1.0, 2.0]}, 1.0, 2.0, "holds"),
+        ({"between": [1.0, 2.0]}, 0.9, 1.5, "undecided"),
+        ({"between": [1.0, 2.0]}, 0.9, 2.5, "undecided"),
+        ({"between": [1.0, 2.0]}, 2.1, 2.5, "fails"),
+        ({"between": [1.0, 2.0]}, 0.1, 0.9, "fails"),
+        ({"below": 1.0}, None, None, "undecided"),
+    ],
+)
+def test_outcomes(criterion: Change, low: float | None, high: float | None, outcome: str) -> None:
+    assert claims.Check("a", "says", criterion, {}).outcome("quick", low, high) == outcome
+
+
+def test_scales(claim: Callable[..., claims.Claim]) -> None:
+    made = claim({"at": {"standard": {"above": 5}}}, kind="empirical")
+    words = [made.verdict(record(scale, a=6.0, b=3.0)) for scale in ("quick", "standard")]
+    assert [verdict.word for verdict in words if verdict] == ["reproduced in part", "reproduced"]
+    assert [made.checks[0].describe(scale) for scale in ("quick", "standard")] == ["< 1", "> 5"]
+    restricted = claim({"only_at": ["standard"]})
+    verdict = restricted.verdict(record(b=3.0))
+    assert verdict is not None
+    assert (verdict.word, len(verdict.evidence)) == ("reproduced", 1)
+    nothing = claim(checks=[{"metric": "a", "below": 1, "says": "s", "only_at": ["paper"]}]).verdict(record())
+    assert nothing is not None
+    assert nothing.word == "not testable"
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "message"),
+    [
+        ({"belov": 1}, {}, "claim 'one', check 1: does not know `belov`"),
+        ({"below": REMOVE}, {}, "check 1: needs exactly one criterion out of below, above, between"),
+        ({"above": 0}, {}, "check 1: needs exactly one criterion"),
+        ({"below": "1e-6"}, {}, "`below` must be a number, not '1e-6' .*write 1.0e-6"),
+        ({"below": True}, {}, "`below` must be a number, not True"),
+        ({"below": REMOVE, "between": 3}, {}, "`between` must be \\[low, high\\], two numbers, not 3"),
+        ({"below": REMOVE, "between": [2, 1]}, {}, "`between` must be \\[low, high\\], not \\[2, 1\\]"),
+        ({"metric": REMOVE}, {}, "check 1: lacks `metric`"),
+        ({"at": {"huge": {"below": 1}}}, {}, "`at` must name scales out of quick, standard, paper"),
+        ({"at": {"paper": {"under": 1}}}, {}, "check 1, at paper: needs exactly one criterion"),
+        ({"only_at": "paper"}, {}, "`only_at` must name scales"),
+        ({}, {"kind": "sure"}, "claim 'one': `kind` must be exact or empirical, not 'sure'"),
+        ({}, {"control": REMOVE}, "claim 'one': lacks `control`"),
+        ({}, {"why": "x"}, "claim 'one': does not know `why`"),
+        ({}, {"checks": []}, "`checks` must be a list of at least one check"),
+        ({}, {"claim": 3}, "`claim` must be text, not 3"),
+        ({}, {"precondition": {"metric": "a", "says": "s"}}, "precondition: needs exactly one criterion"),
+        ({}, {"id": REMOVE}, "claim 1: lacks `id`"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_claim(
+    claim: Callable[..., claims.Claim], check: Change, changes: Change, message: str
+) -> None:
+    with pytest.raises(ClaimError, match=rf"tiny\.yaml: .*{message}"):
+        claim(check, **changes)
+
+
+def test_a_metric_that_the_record_lacks(claim: Callable[..., claims.Claim]) -> None:
+    with pytest.raises(ClaimError, match=r"tiny\.yaml: claim 'one': .* has no metric 'a'; the nearest are b"):
+        claim().verdict(record(b=3.0))
+    with pytest.raises(ClaimError, match="'text' is not a number"):
+        claim().verdict(record(a="text", b=3.0))
+
+
+def test_files_that_are_not_claims(root: Path) -> None:
+    path = root / "book/claims/tiny.yaml"
+    with pytest.raises(ClaimError, match=r"tiny\.yaml does not exist; there are claims for no paper"):
+        claims.load("tiny")
+    for text, message in (
+        ("a: [", "is not YAML"),
+        ("- 1", "must be a mapping with claims, paper"),
+        ("paper: x\nclaims: 3", "`claims` must be a list"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ClaimError, match=rf"tiny\.yaml.*{message}"):
+            claims.load("tiny")
+    assert claims.slugs() == ["tiny"]
+
+
+def test_two_claims_with_one_id(root: Path, claim: Callable[..., claims.Claim]) -> None:
+    claim()
+    path = root / "book/claims/tiny.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "claims": content["claims"] * 2}))
+    with pytest.raises(ClaimError, match="two claims have the same id"):
+        claims.load("tiny")
+
+
+@pytest.mark.parametrize("slug", claims.slugs())
+def test_the_books_own_claims_load_and_their_metrics_are_published(slug: str) -> None:
+    published = records.published(slug)
+    for claim in claims.load(slug):
+        verdict = claim.verdict(published)
+        assert verdict is None or verdict.word in claims.WORDS

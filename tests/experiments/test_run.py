@@ -1,0 +1,204 @@
+"""The commands, as their user runs them: real kernels, one-line errors, and nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import records, run
+from experiments.__main__ import main
+
+from .conftest import REPOSITORY
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Notebook = Callable[..., Path]
+CLAIM = """\
+paper: key2015
+claims:
+  - id: grows
+    claim: It grows.
+    where: §1
+    kind: exact
+    experiment: x
+    control: y
+    checks: [{metric: loss, above: -1, says: not negative}]
+"""
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["run", "tiny", "-p", "sede", "3"],
+            "notebooks/tiny.py has no parameter 'sede' to set; it has seeds, device, lr",
+        ),
+        (["run", "tiny", "-p", "out", "x"], "notebooks/tiny.py has no parameter 'out' to set"),
+        (["run", "nope"], "there is no notebook 'nope'; there are tiny in notebooks/"),
+        (["run", "../tiny"], "there is no notebook '../tiny'"),
+        (["run", "tiny", "--scale", "foo"], "there is no scale 'foo'; there are quick, standard, paper"),
+        (["reproduce", "--scale", "foo"], "there is no scale 'foo'; there are quick, standard, paper"),
+        (["reproduce", "--only", "nope"], "there is no notebook 'nope'; there are tiny in notebooks/"),
+        (["verdicts", "--scale", "foo"], "there is no scale 'foo'"),
+        (["publish"], "there is nothing to publish at scale quick: run `make reproduce SCALE=quick` first"),
+        (
+            ["publish", "--only", "tiny"],
+            "tiny has no record at scale quick: run `make reproduce SCALE=quick ONLY=tiny`",
+        ),
+        (["publish", "--", "x"], "publish takes nothing after --"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    notebook: Notebook, root: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook("tiny")
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert files(root / "_build") == set()
+
+
+def test_a_mistake_on_the_command_line_itself(notebook: Notebook, command: Command) -> None:
+    notebook("tiny")
+    done = command("reproduce", "--scale", "foo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: there is no scale 'foo'; there are quick, standard, paper\n"
+
+
+def test_a_damaged_data_set_is_one_line(root: Path, command: Command) -> None:
+    (root / "mnist.npz").write_bytes(b"PK half an archive")
+    done = command("data", DATA_DIR=str(root))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {root}/mnist.npz is damaged or not a data archive")
+    assert done.stderr.count("\n") == 1
+
+
+def test_parameters_cells_that_cannot_work(notebook: Notebook, root: Path) -> None:
+    path = notebook("tiny")
+    text = path.read_text()
+    for old, new, message in (
+        (' tags=["parameters"]', "", "has 0 cells with the tag `parameters`; it needs one"),
+        ('out = "tiny.json"\n', "", "its parameters cell lacks out"),
+        ("lr = 0.1", "lr = 1 / 10", "parameter 'lr' is not a literal value"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(run.UserError, match=message):
+            run.defaults("tiny")
+
+
+def test_reproduce_publish_and_verdicts(notebook: Notebook, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        status = main(arguments)
+        return (status, *capfd.readouterr())
+
+    first = notebook("first")
+    notebook("second")
+    (root / "book/claims/first.yaml").write_text(CLAIM)
+    built, published = root / "_build/results/quick", root / "results/quick"
+
+    status, _, err = call("reproduce")
+    assert (status, err) == (0, "")
+    assert files(built) == {"first.json", "first.ipynb", "second.json", "second.ipynb"}
+    assert records.read(built / "first.json").get("loss") == [0.0, 0.1, 0.2]
+    executed = run.read_notebook(built / "first.ipynb")
+    assert executed.cells[1].outputs[0].text == "scale quick, lr 0.1\n"
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in executed.cells)
+    assert not published.exists(), "a run never writes over what is published"
+
+    # Nothing changed, or only a comment: nothing runs.
+    first.write_text(first.read_text() + "# a comment\n")
+    before = {path: path.stat().st_mtime_ns for path in built.iterdir()}
+    assert call("reproduce") == (0, "up to date at scale quick: first, second\n", "")
+    assert {path: path.stat().st_mtime_ns for path in built.iterdir()} == before
+
+    # Published: the records, and at quick the notebooks.
+    status, _, err = call("publish")
+    assert (status, err) == (0, "")
+    assert files(published) == files(built)
+    assert (published / "first.json").read_bytes() == (built / "first.json").read_bytes()
+    _, table, _ = call("verdicts")
+    assert "reproduced (quick)  reproduced (quick)  agrees" in table
+    assert "first: 1 of 1 metrics equal the published ones to the last digit" in table
+
+    # A changed number runs exactly what uses it; nothing stale or edited is published. A failure has one reason.
+    first.write_text(first.read_text().replace("lr = 0.1", "lr = 0.25"))
+    assert "not of today's code" in call("publish")[2]
+    assert "the published quick record is of other code than today's" in call("verdicts")[1]
+    third = notebook("third", "0 / 0\n")
+    status, out, err = call("reproduce")
+    assert status == 2
+    assert out.splitlines()[:2] == ["up to date at scale quick: second", "to run at scale quick: first, third"]
+    assert records.read(built / "first.json").get("loss") == [0.0, 0.25, 0.5]
+    assert (built / "second.json").stat().st_mtime_ns == before[built / "second.json"]
+    assert "error: third failed at scale quick: ZeroDivisionError: division by zero" in err
+    assert err.splitlines()[-1] == "error: not finished at scale quick: third (the reason stands above)"
+    assert files(built) == {"first.json", "first.ipynb", "second.json", "second.ipynb"}
+    assert files(root / "_build/failed") == {"third.ipynb"}
+    third.unlink()
+
+    # An edited record is not published, and counts as none: it is made again.
+    path = built / "second.json"
+    path.write_text(path.read_text().replace("0.2 ]", "0.3 ]"))
+    status, _, err = call("publish")
+    assert status == 2
+    assert "second.json does not match its own digest" in err
+    assert records.read(published / "first.json").get("loss") == [0.0, 0.1, 0.2], "all or nothing"
+    assert not run.is_current("second", "quick")
+
+
+def test_a_trial_does_not_pass_for_a_result(notebook: Notebook, root: Path, command: Command) -> None:
+    notebook("tiny")
+    done = command("run", "tiny", "--scale", "standard", "-p", "lr", "1e-3", "-p", "seeds", "[5]")
+    assert (done.returncode, done.stderr) == (0, "")
+    record = records.read(root / "_build/trials/standard/tiny.json")
+    assert record.parameters == {"seeds": [5], "device": "cpu", "lr": 1e-3}
+    assert records.local("tiny", "standard") is None
+
+
+def test_a_notebook_that_writes_no_record(notebook: Notebook, root: Path, command: Command) -> None:
+    notebook("tiny", "print('nothing')\n")
+    done = command("run", "tiny")
+    assert done.returncode == 2
+    assert done.stderr == "error: notebooks/tiny.py wrote no record of tiny at scale quick to 'tiny.json'\n"
+    assert files(root / "_build") == set()
+
+
+def test_a_killed_run_leaves_no_final_file_and_no_orphan(notebook: Notebook, root: Path, command: Command) -> None:
+    os.mkfifo(root / "pipe")
+    notebook(
+        "tiny",
+        f"""\
+        import pathlib, signal
+        pathlib.Path(out).write_text("half a record")
+        pipe = open({str(root / "pipe")!r}, "w")
+        print("here", file=pipe, flush=True)
+        signal.pause()
+        """,
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", "run", "tiny"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+    with open(root / "pipe") as pipe:  # opens when the notebook does
+        assert pipe.readline() == "here\n"
+        second = command("run", "tiny")
+        assert second.returncode == 2
+        assert "is already running" in second.stderr
+        os.killpg(process.pid, signal.SIGKILL)
+        assert pipe.read() == "", "the end of the pipe: the kernel, which has a session of its own, is gone too"
+    process.communicate()
+    assert files(root / "_build/results") == set()
+    notebook("tiny")
+    assert command("run", "tiny").returncode == 0
+    assert files(root / "_build") == {"tiny.json", "tiny.ipynb"}, "what the killed run left is gone"

@@ -69,7 +69,7 @@ ifdef UV
 # uv does not read pip's setting for a folder of wheels.
 INSTALL = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV) pip install --quiet --python $(BIN)/python
 else
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 endif
 
 $(VENV)/.complete-book: pyproject.toml constraints.txt

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,8 +170,10 @@ async def execute(page: Path, notebook: NotebookNode, target: Path) -> None:
         record_timing=False,
         resources={"metadata": {"path": str(ROOT)}},
     )
-    client.create_kernel_manager().transport = "ipc"
-    await client.async_execute(env=environment)
+    with tempfile.TemporaryDirectory(prefix="book-") as sockets:
+        manager = client.create_kernel_manager()
+        manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
+        await client.async_execute(env=environment)
     notebook.metadata["book"] = {"seconds": round(time.monotonic() - began, 1)}
     for old in EXECUTED.glob(f"{target.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}.ipynb"):
         old.unlink()
@@ -186,12 +189,13 @@ def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
     texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in wanted - set(executed)}
     texts |= {page.with_suffix(".ipynb"): nbformat.writes(notebook) for page, notebook in executed.items()}
     links = {Path(name) for name in LINKED if (ROOT / name).exists()}
-    if SOURCE.exists():
-        for path in sorted(SOURCE.rglob("*"), reverse=True):
-            relative = path.relative_to(SOURCE)
-            if path.is_symlink() or path.is_file():
-                if relative not in texts and relative not in links:
-                    path.unlink()
+    for folder, folders, files in os.walk(SOURCE, topdown=False, followlinks=False):
+        for name in folders + files:
+            path = Path(folder, name)
+            if path.relative_to(SOURCE) in texts or (path.is_symlink() and path.relative_to(SOURCE) in links):
+                continue
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()  # of a link, never of what it leads to
             elif not any(path.iterdir()):
                 path.rmdir()
     for relative, text in texts.items():
@@ -227,9 +231,14 @@ def build_site() -> None:
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        output = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if line.strip())
-        raise UserError(f"jupyter-book found fault with the book (exit status {done.returncode}):\n{output}")
+        raise UserError(f"jupyter-book found fault with the book:\n{complaints(done.stdout + done.stderr)}")
     stamp.write_text(now, encoding="utf-8")
+
+
+def complaints(output: str) -> str:
+    """Warnings and errors as Sphinx gives them, with the paths of the repository; all that was said if none."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", output).replace(f"{SOURCE}/", "").splitlines()
+    return "\n".join([line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)] or lines)
 
 
 def machinery() -> str:

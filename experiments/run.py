@@ -29,7 +29,12 @@ from experiments.errors import RecordError, UserError
 from experiments.records import SCALES
 
 REQUIRED = ("scale", "seeds", "device", "out")
-QUIET = ["--IPKernelApp.log_level=50"]  # else a kernel may report on the terminal that it was told to stop
+KERNEL = {
+    # Sockets in files rather than ports: kernels that start side by side would race for the same port.
+    "KernelManager": {"transport": "ipc"},
+    # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
+    "NotebookClient": {"shutdown_kernel": "immediate"},
+}
 RELAY_EVERY = 10  # seconds between two lines of progress
 CODE = Path(__file__).resolve().parents[1]  # where `experiments` and `optimizers` are imported from
 
@@ -174,8 +179,7 @@ def _execute(
     source, executed, progress = work / "source.ipynb", work / f"{slug}.ipynb", work / "progress.log"
     write_notebook(notebook, source)
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Sockets in files rather than ports: kernels that start side by side would race for the same port. The names of
-    # such sockets must be short, hence a folder in /tmp.
+    # The names of the kernel's sockets must be short, hence a folder in /tmp.
     with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
         os.environ |= {
             "PYTHONPATH": os.pathsep.join(paths),
@@ -191,9 +195,7 @@ def _execute(
                     cwd=work,
                     kernel_name="python3",
                     progress_bar=False,
-                    config=Config(
-                        {"KernelManager": {"transport": "ipc"}, "NotebookClient": {"extra_arguments": QUIET}}
-                    ),
+                    config=Config(KERNEL),
                 )
         except (PapermillExecutionError, CellExecutionError, DeadKernelError) as error:
             kept = records.ROOT / "_build" / "failed" / scale / executed.name

@@ -43,8 +43,8 @@ record = records.new("adam", scale, {"seeds": seeds, "device": device, **SETTING
 # %% [markdown]
 # ## The rule without its correction
 #
-# The control of three experiments: Adam with $\hat m_t$ and $\hat v_t$ replaced by $m_t$ and $v_t$. A stage of one's
-# own is a class with one function.
+# The control of three experiments: Adam with $\hat m_t$ and $\hat v_t$ replaced by $m_t$ and $v_t$. A stage of
+# one's own is a class with one function.
 
 
 # %%
@@ -104,8 +104,10 @@ growing = steps([0.0] * 9700 + [(0.999 / 0.9) ** k for k in range(300)], AdamDir
 record.metric("sparse_step.growing", growing)
 record.metric("sparse_step.growing_over_bound", growing / bound)
 record.metric("sparse_step.cauchy_schwarz", bound / math.sqrt(1 - 0.9**2 / 0.999))
-print(f"first step: 1 to within {max(abs(x - 1) for x in first):.0e}; uncorrected {steps([1.0], Uncorrected(**exact))[0]:.4f}")
-print(f"after 9,999 zeros: {sparse:.5f}; the paper's bound: {bound:.5f}; a growing gradient: {growing:.4f}")
+print(f"first step: 1 to within {max(abs(length - 1) for length in first):.0e}")
+print(f"without the correction: {steps([1.0], Uncorrected(**exact))[0]:.4f}")
+print(f"after 9,999 zeros: {sparse:.5f}; the paper's bound: {bound:.5f}")
+print(f"a growing gradient: {growing:.4f}")
 
 # %% [markdown]
 # ## 2 · The start without the correction
@@ -122,7 +124,9 @@ def key(beta2):
 
 
 horizon = 400
-record.curve("startup/corrected", list(range(1, 201)), [steps([1.0] * 200, AdamDirection(**exact))], "step", "length / α")
+record.curve(
+    "startup/corrected", list(range(1, 201)), [steps([1.0] * 200, AdamDirection(**exact))], "step", "length / α"
+)
 for beta2 in (0.99, 0.999, 0.9999):
     lengths = steps([1.0] * horizon, Uncorrected((0.9, beta2), 1e-16))
     record.curve(f"startup/{beta2}", list(range(1, 201)), [lengths[:200]], "step", "length / α")
@@ -173,8 +177,8 @@ record.curve(
 #
 # Logistic regression with $\alpha_t = \alpha/\sqrt t$ (§6.1) and a network with one hidden layer, or at paper scale
 # two of 1,000, at constant α (§6.2). Every optimizer has the same number of learning rates, spaced by $\sqrt{10}$
-# around its customary one; where the best is at an end, the grid is extended. They are compared by the training loss
-# at the end, as in the paper, with fresh seeds.
+# around its customary one; where the best is at an end, the grid is extended. They are compared by the
+# training loss at the end, as in the paper, with fresh seeds.
 
 # %%
 dataset = data.load(SETTINGS["dataset"])
@@ -246,7 +250,9 @@ for model in MODELS:
         x = training.downsample(runs[0].train_loss, 100)[0]
         ys = [training.downsample(run.train_loss, 100)[1] for run in runs]
         record.curve(f"{model}/{name}", x, ys, "step", "training loss")
-        record.curve(f"{model}_lr/{name}", [10 ** (k / 2) for k in tried], [list(tried.values())], "α", "final loss")
+        record.curve(
+            f"{model}_lr/{name}", [10 ** (k / 2) for k in tried], [list(tried.values())], "α", "final loss"
+        )
         print(f"{model:9s} {name:9s} α = {10 ** (best / 2):7.4f}   tried {len(tried)}")
     for other in OPTIMIZERS:
         if other != "Adam":
@@ -259,7 +265,8 @@ for model in MODELS:
 # ## 5 · Training without the correction
 #
 # The same network at learning rates spaced by 2. A run counts as stable when no mini-batch loss exceeds 1.25 times
-# the one at the start. How much smaller must α be without the correction, and is the best run with it the better one?
+# the one at the start. How much smaller must α be without the correction, and is the best run with it the
+# better one?
 
 # %%
 exponents = list(range(-12, -1))
@@ -283,7 +290,9 @@ def stable_and_losses(stage, beta2, seed):
 
 
 for beta2 in (0.99, 0.9999):
-    runs = {stage: [stable_and_losses(stage, beta2, seed) for seed in seeds] for stage in (AdamDirection, Uncorrected)}
+    runs = {
+        stage: [stable_and_losses(stage, beta2, seed) for seed in seeds] for stage in (AdamDirection, Uncorrected)
+    }
     pairs = list(zip(runs[AdamDirection], runs[Uncorrected], strict=True))
     halvings = [a[0] - b[0] for a, b in pairs]
     record.metric(f"bias.{key(beta2)}.stable_halvings", halvings)

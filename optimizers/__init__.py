@@ -8,9 +8,15 @@ from .adamw import SGDW, AdamW
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
 from .chain import Chain
+from .clipping import ClipNorm, ClipValue
+from .gradient_noise import GradientNoise
+from .groups import weight_decay_groups
+from .lookahead import Lookahead
+from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
 from .nadam import NAdam, NAdamW
 from .radam import RAdam, RAdamW
+from .registry import create, list, recipes
 from .rmsprop import RMSprop
 from .stage import Place, Stage
 from .weight_decay import L2, DecoupledWeightDecay
@@ -31,7 +37,13 @@ __all__ = [
     "Adamax",
     "AggMo",
     "Chain",
+    "ClipNorm",
+    "ClipValue",
     "DecoupledWeightDecay",
+    "GradientDropout",
+    "GradientNoise",
+    "LearningRateDropout",
+    "Lookahead",
     "NAdam",
     "NAdamW",
     "Place",
@@ -39,4 +51,8 @@ __all__ = [
     "RAdamW",
     "RMSprop",
     "Stage",
+    "create",
+    "list",
+    "recipes",
+    "weight_decay_groups",
 ]

@@ -22,11 +22,10 @@ class AggregatedMomentum(Stage):
         super().__init__(betas=tuple(betas) if isinstance(betas, Sequence) else betas)
         self.state = self.velocity = self.remembers(self.hyper)
 
-    @classmethod
-    def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:
+    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
         if not isinstance(hyper["betas"], (tuple, list)) or not hyper["betas"]:
             raise TypeError(f"betas{where} must be one number or more in a tuple, got {hyper['betas']!r}")
-        check("betas" + where, hyper["betas"], cls.ranges["betas"])
+        check("betas" + where, hyper["betas"], self.ranges["betas"])
 
     def remembers(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(f"momentum_buffer_{i}" for i in range(len(hyper["betas"])))

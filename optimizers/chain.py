@@ -11,7 +11,7 @@ A step runs each parameter through five places (`Place`), in this order whatever
 The mathematics is in the stages, as pure functions; this module keeps torch's books: groups, state, checkpoints.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, TypedDict, cast, overload
 
@@ -114,10 +114,10 @@ class Chain(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse()
-        shared = self._shared()
+        actives = [self._active(group) for group in self.param_groups]
+        shared = self._shared(actives)
         index = 0  # of a parameter among all parameters: the same however they are grouped
-        for group in self.param_groups:
-            active = self._active(group)
+        for group, active in zip(self.param_groups, actives, strict=True):
             for param in group["params"]:
                 if param.grad is not None:
                     self._step_parameter(param, index, group, active, shared)
@@ -133,15 +133,13 @@ class Chain(Optimizer):
                         f"{tuple(param.shape)}: build the embedding with sparse=False"
                     )
 
-    def _shared(self) -> Hyper:
+    def _shared(self, actives: Sequence[Active]) -> Hyper:
         """What stages compute from all gradients together, before the first parameter moves."""
         shared: Hyper = {}
-        for stage in self._stages:
-            hyper = {name: self.defaults[stage.key(name)] for name in stage.hyper}
-            if stage.applies(hyper):
-                shared |= stage.before(
-                    [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None], hyper
-                )
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        # Where groups differ, the first one decides.
+        for stage, hyper in {s: h for active in reversed(actives) for s, h in active}.items():
+            shared |= stage.before(grads, hyper)
         return shared
 
     def _active(self, group: Hyper) -> Active:

@@ -1,5 +1,6 @@
 """How a step is carried out, eagerly: parameter by parameter, slice by slice, with the stages' own functions."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -104,15 +105,17 @@ def _coordinates(param: Tensor, shape: torch.Size, row: int) -> Tensor:
 
     A shard counts as the whole tensor would: every process draws the numbers that one process would have drawn.
     """
-    offset: Sequence[int] = [0] * param.dim()
-    if hasattr(param, "to_local"):
-        from torch.distributed.tensor import DTensor
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        assert isinstance(param, DTensor)
-        _, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
     whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
-    offset = [*offset, 0] if param.is_complex() else list(offset)
+    if not hasattr(param, "to_local"):
+        first = row * math.prod(whole[1:])
+        return torch.arange(first, first + math.prod(shape), device=param.device).view(shape)
+
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    assert isinstance(param, DTensor)
+    _, first_index = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+    offset = [*first_index, 0] if param.is_complex() else list(first_index)
     if offset:
         offset[0] += row
     position = torch.zeros((), dtype=torch.int64, device=param.device)

@@ -46,5 +46,6 @@ class GradientNoise(Stage):
     ) -> Tensor:
         # σ_t = √(η / (1 + t)^γ), where t = step − 1
         sigma = (eta / step**gamma) ** 0.5
+        noise: Tensor = sigma * normal(seed, index, step, coordinate, stream=0)
         # g_t ← g_t + σ_t N(0, 1)
-        return grad + (sigma * normal(seed, index, step, coordinate, stream=0)).to(grad.dtype)
+        return grad + noise.to(grad.dtype)

@@ -22,8 +22,7 @@ class Momentum(Stage):
     def __init__(self, momentum: float = 0.9, dampening: float = 0.0, nesterov: bool = False) -> None:
         super().__init__(momentum=momentum, dampening=dampening, nesterov=nesterov)
 
-    @classmethod
-    def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:
+    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
         super().check(hyper, where)
         if hyper["nesterov"] and (hyper["momentum"] == 0 or hyper["dampening"] != 0):
             raise ValueError(

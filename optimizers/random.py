@@ -6,9 +6,13 @@ in 32-bit integer arithmetic with `lowbias32`, a mixer with low bias found by se
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# The range of an extension's seed, as `check` reads it.
+SEED = f"int [0, {2**63})"
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
@@ -19,12 +23,20 @@ def _signed(x: int) -> int:
     return (x & _MASK) - ((x & 0x80000000) << 1)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """lowbias32 of every element of an int32 tensor; torch has no uint32 shift, so the sign bits are masked off."""
+def _wrapped(x: Any) -> Any:
+    """The last 32 bits of an integer, signed; an int32 tensor has no others."""
+    return x if isinstance(x, Tensor) else _signed(x)
+
+
+def _mix(x: Any) -> Any:
+    """lowbias32 of a signed 32-bit integer or of every element of an int32 tensor.
+
+    Shifts are arithmetic, so the copies of the sign bit are masked off.
+    """
     x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * _signed(_MULTIPLIERS[0])
+    x = _wrapped(x * _signed(_MULTIPLIERS[0]))
     x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * _signed(_MULTIPLIERS[1])
+    x = _wrapped(x * _signed(_MULTIPLIERS[1]))
     return x ^ ((x >> 16) & 0xFFFF)
 
 
@@ -38,13 +50,15 @@ def bits(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream
         coordinate: int64 positions in the whole (unsharded) parameter, row by row.
         stream: tells independent draws for the same coordinate apart.
     """
-    step = torch.as_tensor(step, device=coordinate.device).to(torch.int32)
-    low, high = coordinate.to(torch.int32), (coordinate >> 32).to(torch.int32)
-    key = torch.full_like(step, _signed(seed))
+    # The key depends on no coordinate: where the step is a number, all of it is plain integers.
+    count = step.to(coordinate.device, torch.int32) if isinstance(step, Tensor) else int(step)
+    key = _signed(seed)
     # One full mix per word: nearby seeds, parameters and steps must not give related noise.
-    for word in (_signed(seed >> 32), _signed(index), step, _signed(stream)):
-        key = _mix(key) + word + _signed(0x9E3779B9)
-    return _mix(_mix(low ^ _mix(key)) + high + key)
+    for word in (_signed(seed >> 32), _signed(index), count, _signed(stream)):
+        key = _wrapped(_mix(key) + word + _signed(0x9E3779B9))
+    low, high = coordinate.to(torch.int32), (coordinate >> 32).to(torch.int32)
+    mixed: Tensor = _mix(_mix(low ^ _mix(key)) + high + key)
+    return mixed
 
 
 def uniform(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:

@@ -36,8 +36,7 @@ class RMSpropDirection(Stage):
     ) -> None:
         super().__init__(alpha=alpha, eps=eps, momentum=momentum, centered=centered, nesterov=nesterov)
 
-    @classmethod
-    def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:
+    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
         super().check(hyper, where)
         if hyper["nesterov"] and hyper["momentum"] == 0:
             raise ValueError(f"nesterov{where} needs momentum above 0, got momentum={hyper['momentum']!r}")

@@ -74,18 +74,18 @@ class Stage:
         if "update" in cls.__dict__:
             cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
 
-    @classmethod
-    def check(cls, hyper: Mapping[str, Any], where: str = "") -> None:
+    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
         """Raise `TypeError` or `ValueError` where a hyper-parameter is out of its range.
 
         Args:
             hyper: hyper-parameters by their names in this stage.
             where: text put behind the name in the error, for example ``" of parameter group 1"``.
         """
-        for name, interval in cls.ranges.items():
+        for name, interval in self.ranges.items():
+            label = self.key(name) + where if where else name
             if name == "betas":
-                check_pair(name + where, hyper[name])
-            check(name + where, hyper[name], interval)
+                check_pair(label, hyper[name])
+            check(label, hyper[name], interval)
 
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         """Whether the stage does anything at these values; a neutral stage is left out of the chain."""

@@ -12,6 +12,7 @@ class L2(Stage):
     """The gradient of the penalty (λ/2)‖θ‖², added to the gradient: torch's `weight_decay` of SGD and Adam."""
 
     place = Place.GRADIENT
+    rank = 1
     ranges = {"weight_decay": "[0, inf)"}
 
     def __init__(self, weight_decay: float = 0.0) -> None:

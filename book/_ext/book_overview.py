@@ -57,9 +57,9 @@ class BuildRecord(EvidenceDirective):
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()
         note(self.env, [EVERY])
-        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes").replace("+00:00", " UTC")
+        when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         facts = {
-            "Built": when.replace("T", " "),
+            "Built": when,
             "Python": platform.python_version(),
             "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             **{name: version(name) for name in PACKAGES},

@@ -74,21 +74,18 @@ def _numbers(values: list[Any]) -> bool:
 
 def typeset(text: str) -> list[nodes.Node]:
     """A number as a book prints it: 1.2e-07 becomes 1.2 × 10⁻⁷, 1e-06 becomes 10⁻⁶, and a hyphen a minus sign."""
+    text = re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
     result: list[nodes.Node] = []
     position = 0
     for match in re.finditer(r"(?P<digits>\d+(?:\.\d+)?)e(?P<exponent>[+-]?\d+)\b", text):
         exponent = str(int(match["exponent"])).replace("-", "−")
         before, digits = text[position : match.start()], match["digits"]
         power = "10" if digits == "1" else f"{digits}\u202f×\u202f10"
-        result.append(nodes.Text(_minus(before) + power))
+        result.append(nodes.Text(before + power))
         result.append(nodes.superscript(exponent, exponent))
         position = match.end()
-    result.append(nodes.Text(_minus(text[position:])))
+    result.append(nodes.Text(text[position:]))
     return [node for node in result if node.astext()]
-
-
-def _minus(text: str) -> str:
-    return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
 
 
 class ValueRole(SphinxRole):

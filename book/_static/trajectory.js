@@ -84,7 +84,7 @@
     optimizer-trajectory .ot-panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 10rem), 1fr)); gap: .75rem; }
     optimizer-trajectory .ot-panel { margin: 0; min-width: 0; }
     optimizer-trajectory .ot-panel svg { display: block; width: 100%; height: auto; border: 1px solid color-mix(in srgb, currentColor 20%, transparent); border-radius: .4rem; }
-    optimizer-trajectory .ot-panel .ot-caption { display: flex; flex-wrap: wrap; justify-content: space-between; column-gap: 1em; font-size: .9rem; margin: 0 0 .2rem; }
+    optimizer-trajectory .ot-panel .ot-caption { display: grid; font-size: .9rem; line-height: 1.45; margin: 0 0 .3rem; }
     optimizer-trajectory .ot-name { font-weight: 700; }
     optimizer-trajectory .ot-end { font-variant-numeric: tabular-nums; }
     optimizer-trajectory .ot-controls { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .4rem 1.5rem; margin-top: .9rem; font-size: .9rem; align-items: center; }

@@ -1,7 +1,7 @@
 """Every displayed equation of the Adam chapter, as it stands on the page, evaluated against the code.
 
-Each test holds the equation's LaTeX beside its translation: a formula changed in the chapter no longer matches, and a
-translation that does not agree with `optimizers.Adam` fails. Everything is float64.
+Each test holds the equation's LaTeX beside its translation: a formula changed in the chapter no longer matches,
+and a translation that does not agree with `optimizers.Adam` fails. Everything is float64.
 """
 
 import math
@@ -95,9 +95,7 @@ def test_bias() -> None:
     "eq-adam-hat",
     r"\hat m_t = \frac{m_t}{1-\beta_1^{\,t}}, \qquad \hat v_t = \frac{v_t}{1-\beta_2^{\,t}} .",
 )
-@equation(
-    "eq-adam", r"\theta_t = \theta_{t-1} - \alpha\, \frac{\hat m_t}{\sqrt{\hat v_t} + \varepsilon} ,"
-)
+@equation("eq-adam", r"\theta_t = \theta_{t-1} - \alpha\, \frac{\hat m_t}{\sqrt{\hat v_t} + \varepsilon} ,")
 def test_step() -> None:
     h = run(gradients())
     for t in range(1, len(h)):
@@ -105,9 +103,7 @@ def test_step() -> None:
         close(h[t]["theta"], h[t - 1]["theta"] - ALPHA * m_hat / (v_hat.sqrt() + EPS))
 
 
-@equation(
-    "eq-adam-startup", r"\frac{|\Delta_t|}{\alpha} = \frac{1-\beta_1^{\,t}}{\sqrt{1-\beta_2^{\,t}}} ,"
-)
+@equation("eq-adam-startup", r"\frac{|\Delta_t|}{\alpha} = \frac{1-\beta_1^{\,t}}{\sqrt{1-\beta_2^{\,t}}} ,")
 def test_startup_without_correction() -> None:
     h = run(torch.full((40, 1), -3.0, dtype=torch.float64))
     for t in range(1, len(h)):

@@ -1,0 +1,168 @@
+"""Building the book: what is executed again and what is not, and that a failed or killed build changes nothing."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT
+
+CHAPTER = """---
+kernelspec: {name: python3, display_name: Python 3, language: python}
+---
+(sec:chapter)=
+# A chapter
+
+The answer is $x$, or {value}`tiny:answer`.
+
+```{code-cell} ipython3
+from tiny import ANSWER
+from experiments import records
+record = records.published("tiny")
+print("answer", ANSWER)
+```
+"""
+TOC = "format: jb-book\nroot: book/intro\nchapters:\n- file: book/part/chapter\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A small book with this book's machinery."""
+    for name in ("book/_ext", "book/_static", "experiments"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("book/build.py", "_config.yml", "book/references.bib"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "book/part").mkdir()
+    (tmp_path / "book/part/chapter.md").write_text(CHAPTER, encoding="utf-8")
+    (tmp_path / "book/intro.md").write_text("# A book\n\nRead {doc}`part/chapter`.\n", encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text(TOC, encoding="utf-8")
+    (tmp_path / "tiny.py").write_text('"""Tiny."""\n\nANSWER = 42\n', encoding="utf-8")
+    return tmp_path
+
+
+def command(project: Path) -> dict[str, Any]:
+    environment = {key: value for key, value in os.environ.items() if key != "BOOK_ROOT"}
+    return {"args": [sys.executable, "book/build.py"], "cwd": project, "env": environment, "text": True}
+
+
+def build(project: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**command(project), capture_output=True, check=False)
+
+
+def page(project: Path) -> str:
+    return (project / "_build/html/book/part/chapter.html").read_text(encoding="utf-8")
+
+
+def load(project: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module book/build.py, for the project given."""
+    monkeypatch.setenv("BOOK_ROOT", str(project))
+    spec = importlib.util.spec_from_file_location("book_build", project / "book/build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_an_execution_depends_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    module = load(project, monkeypatch)
+    name = Path("book/part/chapter.md")
+
+    def key() -> str:
+        return str(module.key_of(name, module.read_chapter(name)))
+
+    def edit(path: str, old: str, new: str) -> None:
+        file = project / path
+        text = file.read_text(encoding="utf-8")
+        assert old in text
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+    first = key()
+    edit("tiny.py", "ANSWER = 42", "ANSWER = 42  # of course")
+    edit("tiny.py", '"""Tiny."""', '"""Another docstring."""')
+    edit("book/part/chapter.md", "The answer is", "The true answer is")
+    (project / "book/claims").mkdir()
+    (project / "book/claims/other.yaml").write_text("another paper's claims", encoding="utf-8")
+    assert key() == first, "comments, prose and other papers' files change no output"
+
+    keys = {first}
+    edit("tiny.py", "42", "43")
+    keys.add(key())
+    (project / "results/quick").mkdir(parents=True)
+    (project / "results/quick/tiny.json").write_text("a record that a cell names", encoding="utf-8")
+    keys.add(key())
+    (project / "book/claims/chapter.yaml").write_text("the chapter's own claims", encoding="utf-8")
+    keys.add(key())
+    edit("book/part/chapter.md", 'print("answer", ANSWER)', 'print("answer", ANSWER + 1)')
+    keys.add(key())
+    assert len(keys) == 5, "code, records, claims and cells do"
+
+
+@pytest.mark.timeout(600)
+def test_build_failure_kill_and_change(project: Path) -> None:
+    done = build(project)
+    assert done.returncode == 0, done.stderr
+    assert "executing book/part/chapter.md" in done.stdout
+    assert "answer 42" in page(project)
+    assert "(no result yet)" in page(project)
+
+    # Nothing changed: nothing is executed. Prose changed: still nothing is, but the page is new.
+    chapter = project / "book/part/chapter.md"
+    chapter.write_text(CHAPTER.replace("The answer", "The final answer"), encoding="utf-8")
+    done = build(project)
+    assert (done.returncode, "executing" in done.stdout) == (0, False), done.stderr
+    assert "The final answer" in page(project)
+
+    # A link to nowhere is a failure, told in one place, and the old site stays.
+    chapter.write_text(CHAPTER + "\nSee {ref}`nowhere`.\n", encoding="utf-8")
+    done = build(project)
+    assert done.returncode == 1
+    assert "error:" in done.stderr
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "The final answer" in page(project)
+
+    # So is a cell that fails.
+    chapter.write_text(CHAPTER.replace('print("answer", ANSWER)', "print(1 / 0)"), encoding="utf-8")
+    done = build(project)
+    assert done.returncode == 1
+    assert "book/part/chapter.md: a cell failed" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+    assert "The final answer" in page(project)
+
+    # Killed while jupyter-book writes: the next build starts over, and is right.
+    chapter.write_text(CHAPTER.replace("The answer", "The last answer"), encoding="utf-8")
+    process = subprocess.Popen(
+        **command(project), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    site = project / "_build/site"
+    deadline = time.monotonic() + 120
+    while not (site / "_build/html").is_dir():
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (site / "whole").exists()
+    assert "The final answer" in page(project)
+    assert not list((project / "_build/executed").glob("*.part"))
+    done = build(project)
+    assert done.returncode == 0, done.stderr
+    assert "The last answer" in page(project)
+
+
+def test_a_page_that_is_missing_is_named(project: Path) -> None:
+    (project / "_toc.yml").write_text(TOC + "- file: book/part/missing\n", encoding="utf-8")
+    done = build(project)
+    assert done.returncode == 1
+    assert "book/part/missing.md" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,427 @@
+"""Every row of the page "Which implementation equals which": book/equality.yaml is run.
+
+torch.optim is run itself. The other libraries are not installed: each of their rules stands here by its published
+formula, in NumPy, as a function of (θ, gradient, step t, learning rate, multiplier η, memory) and its settings.
+"""
+
+import copy
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+import optimizers
+
+BOOK = Path(__file__).parents[2] / "book"
+TABLES = yaml.safe_load((BOOK / "equality.yaml").read_text("utf-8"))
+COMPARISONS = [row for group in TABLES["comparisons"].values() for row in group]
+BEHAVIORS = [row for group in TABLES["behaviors"].values() for row in group]
+STEPS = 50
+
+Array = NDArray[np.float64]
+Rule = Callable[..., Array]
+
+# ---------------------------------------------------------------- the other implementations, by formula
+
+
+def trace(theta, g, t, lr, eta, memory, momentum, nesterov):
+    """optax.trace: b = μ b + g; with Nesterov's momentum g + μ b."""
+    b = memory["b"] = momentum * memory.get("b", 0) + g
+    return theta - lr * (g + momentum * b if nesterov else b)
+
+
+def velocity_with_lr(theta, g, t, lr, eta, memory, momentum, nesterov=False):
+    """Keras, Sutskever et al., the reference: v = μ v − α g, θ + v; with Nesterov's momentum at θ + v + μ v."""
+    true = memory.get("true", theta)
+    v = memory["v"] = momentum * memory.get("v", 0) - lr * g
+    memory["true"] = true + v
+    return memory["true"] + momentum * v if nesterov else memory["true"]
+
+
+def average(theta, g, t, lr, eta, memory, decay):
+    """optax.ema, not debiased."""
+    b = memory["b"] = decay * memory.get("b", 0) + (1 - decay) * g
+    return theta - lr * b
+
+
+def reference_sgd(theta, g, t, lr, eta, memory, weight_decay, momentum=0.0):
+    """The reference: the gradient less λ θ."""
+    return velocity_with_lr(theta, g - weight_decay * theta, t, lr, eta, memory, momentum)
+
+
+def sgdw(theta, g, t, lr, eta, memory, momentum, weight_decay):
+    """Loshchilov and Hutter 2019, Algorithm 1: m = β₁ m + η α g; θ − m − η λ θ."""
+    m = memory["m"] = momentum * memory.get("m", 0) + lr * g
+    return theta - m - eta * weight_decay * theta
+
+
+def sgdw_timm(theta, g, t, lr, eta, memory, weight_decay, momentum=0.0):
+    """timm: first θ (1 − α λ), then torch's SGD."""
+    return trace((1 - lr * weight_decay) * theta, g, t, lr, eta, memory, momentum, False)
+
+
+def aggmo(theta, g, t, lr, eta, memory, betas):
+    """Lucas et al. 2019: v = β v − g for each β; θ + α/K Σ v."""
+    v = memory["v"] = [beta * old - g for beta, old in zip(betas, memory.get("v", [0] * len(betas)), strict=True)]
+    return theta + lr / len(betas) * sum(v)
+
+
+def adadelta(theta, g, t, lr, eta, memory, rho, eps):
+    """Zeiler 2012, as optax and Keras have it: ε under both roots."""
+    square = memory["square"] = rho * memory.get("square", 0) + (1 - rho) * g**2
+    delta = np.sqrt(memory.get("delta", 0) + eps) / np.sqrt(square + eps) * g
+    memory["delta"] = rho * memory.get("delta", 0) + (1 - rho) * delta**2
+    return theta - lr * delta
+
+
+def rmsprop(theta, g, t, lr, eta, memory, decay, eps, inside=True, momentum=0.0, first=0.0, correct=False):
+    """optax, Keras, timm's RMSpropTF: ε in the root or behind it, the learning rate in the velocity."""
+    v = memory["v"] = decay * memory.get("v", first) + (1 - decay) * g**2
+    if correct:
+        v = v / (1 - decay**t)
+    quotient = g / np.sqrt(v + eps) if inside else g / (np.sqrt(v) + eps)
+    b = memory["b"] = momentum * memory.get("b", 0) + lr * quotient
+    return theta - b
+
+
+def moments(g, memory, betas):
+    m = memory["m"] = betas[0] * memory.get("m", 0) + (1 - betas[0]) * g
+    v = memory["v"] = betas[1] * memory.get("v", 0) + (1 - betas[1]) * g**2
+    return m, v
+
+
+def adam(
+    theta, g, t, lr, eta, memory, betas=(0.9, 0.999), eps=1e-8, l2=0.0, hat=False,
+    weight_decay=0.0, schedule_decay=0.0, late_decay=0.0,
+):  # fmt: skip
+    """Kingma and Ba 2015, Algorithm 1, or with ε̂ (`hat`); decay as in torch, in the paper, in the reference."""
+    m, v = moments(g + l2 * theta, memory, betas)
+    if hat:
+        step = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t) * m / (np.sqrt(v) + eps)
+    else:
+        step = lr * m / (1 - betas[0] ** t) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+    new = theta - step - lr * weight_decay * theta - eta * schedule_decay * theta
+    return new - late_decay * new
+
+
+def adamax(theta, g, t, lr, eta, memory, betas=(0.9, 0.999)):
+    """Kingma and Ba 2015, Algorithm 2."""
+    m, _ = moments(g, memory, betas)
+    u = memory["u"] = np.maximum(betas[1] * memory.get("u", 0), np.abs(g))
+    return theta - lr / (1 - betas[0] ** t) * m / u
+
+
+def nadam(theta, g, t, lr, eta, memory, psi=None, betas=(0.9, 0.999), eps=1e-8):
+    """Keras with ψ = 1: μ_t = β₁ (1 − ½ 0.96^{t ψ}); optax without ψ: μ_t = β₁."""
+    mu, after = (betas[0] * (1 if psi is None else 1 - 0.5 * 0.96 ** (psi * s)) for s in (t, t + 1))
+    product = memory["product"] = memory.get("product", 1) * mu
+    m, v = moments(g, memory, betas)
+    mean = after * m / (1 - product * after) + (1 - mu) * g / (1 - product)
+    return theta - lr * mean / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+
+
+def nadam_choi(theta, g, t, lr, eta, memory, betas=(0.9, 0.999), eps=1e-8):
+    """Choi et al. 2019, timm's NAdamW."""
+    m, v = moments(g, memory, betas)
+    mean = (betas[0] * m + (1 - betas[0]) * g) / (1 - betas[0] ** t)
+    return theta - lr * mean / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+
+
+def reference_nadam(theta, g, t, lr, eta, memory):
+    """The reference: Adam on the gradient of the step before, at first 0."""
+    g, memory["previous"] = memory.get("previous", 0 * g), g
+    return adam(theta, g, t, lr, eta, memory)
+
+
+def radam(theta, g, t, lr, eta, memory, eps=1e-8, hat=True, threshold=5.0, skip=False, betas=(0.9, 0.999)):
+    """Liu et al. 2020, Algorithm 2; ε beside √v (`hat`) or √v̂; no step at all while unrectified (`skip`)."""
+    m, v = moments(g, memory, betas)
+    mean, correction = m / (1 - betas[0] ** t), math.sqrt(1 - betas[1] ** t)
+    limit = 2 / (1 - betas[1]) - 1
+    rho = limit - 2 * t * betas[1] ** t / (1 - betas[1] ** t)
+    if rho <= threshold:
+        return theta if skip else theta - lr * mean
+    r = math.sqrt((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho))
+    root = (np.sqrt(v) + eps) / correction if hat else np.sqrt(v) / correction + eps
+    return theta - lr * r * mean / root
+
+
+def amsgrad(theta, g, t, lr, eta, memory, eps, kind="paper", betas=(0.9, 0.999)):
+    """Reddi et al. 2018, Algorithm 2; optax: the largest v̂; Keras: the largest v, then ε̂ and both corrections."""
+    m, v = moments(g, memory, betas)
+    if kind == "max of corrected":
+        v, m = v / (1 - betas[1] ** t), m / (1 - betas[0] ** t)
+    largest = memory["max"] = np.maximum(memory.get("max", 0), v)
+    if kind == "corrected max":
+        lr = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+    return theta - lr * m / (np.sqrt(largest) + eps)
+
+
+def adabound(theta, g, t, lr, eta, memory, gamma, final_lr, amsbound=False, betas=(0.9, 0.999), eps=1e-8):
+    """The authors' code: the bounds follow the learning rate, the corrections are inside the clip."""
+    m, v = moments(g, memory, betas)
+    if amsbound:
+        v = memory["max"] = np.maximum(memory.get("max", 0), v)
+    rate = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t) / (np.sqrt(v) + eps)
+    final = final_lr * eta
+    return theta - np.clip(rate, final * (1 - 1 / (gamma * t + 1)), final * (1 + 1 / (gamma * t))) * m
+
+
+def adabound_paper(theta, g, t, lr, eta, memory, gamma, final_lr, betas=(0.9, 0.999)):
+    """Luo et al. 2019, Algorithm 2: Clip(α/√v, …) / √t, with no correction."""
+    m, v = moments(g, memory, betas)
+    bounds = final_lr * (1 - 1 / (gamma * t + 1)), final_lr * (1 + 1 / (gamma * t))
+    return theta - np.clip(lr / np.sqrt(v), *bounds) / math.sqrt(t) * m
+
+
+def lookahead(theta, g, t, lr, eta, memory, momentum, k, alpha, late=False):
+    """Zhang et al. 2019, Algorithm 1, around torch's SGD; `late`: jettify, φ from θ₁, at the steps 1, k + 1, …"""
+    fast = trace(theta, g, t, lr, eta, memory, momentum, False)
+    slow = memory.get("slow", fast if late else theta)
+    if t % k == (1 if late else 0):
+        fast = slow = slow + alpha * (fast - slow)
+    memory["slow"] = slow
+    return fast
+
+
+def reference_lookahead(theta, g, t, lr, eta, memory, momentum, k):
+    """The reference: every (k + 1)-th call makes no step; the slow weights reach nothing."""
+    return theta if t % (k + 1) == 0 else velocity_with_lr(theta, g, t, lr, eta, memory, momentum)
+
+
+# ---------------------------------------------------------------- the comparisons
+
+
+def evaluated(expression: str, **names: Any) -> tuple[Any, dict[str, Any]]:
+    """`Name(a=1)` as the thing named and its keyword arguments."""
+    name, arguments = re.fullmatch(r"([\w.]+)\((.*)\)", expression, re.S).groups()
+    scope = {"torch": torch, "dict": dict, **vars(optimizers), **names}
+    return eval(name, scope), eval(f"dict({arguments})", scope)
+
+
+def multiplier(t: int) -> float:
+    """The schedule η_t, from 1: it goes down and up."""
+    return (1 + 0.5 * math.sin(t)) / (1 + 0.05 * t)
+
+
+def gradient(theta: Array, t: int) -> Array:
+    """Of a quadratic, with noise; a large one at the first step, as AMSGrad and a bias correction need to tell."""
+    noise = np.random.default_rng(t).standard_normal(6)
+    return 2.0 * theta + noise * (5.0 if t == 1 else 1.0)
+
+
+def start() -> Array:
+    return np.random.default_rng(0).standard_normal(6) + 2.0
+
+
+def run_optimizer(make: Callable[..., Optimizer], settings: dict[str, Any], lr: float, scheduled: bool) -> Array:
+    """The parameter after every step."""
+    theta = torch.tensor(start(), requires_grad=True)
+    optimizer = make([theta], lr=lr, **settings)
+    scheduler = LambdaLR(optimizer, multiplier if scheduled else lambda t: 1.0)
+    path = []
+    for t in range(1, STEPS + 1):
+        theta.grad = torch.tensor(gradient(theta.detach().numpy(), t))
+        optimizer.step()
+        scheduler.step()
+        path.append(theta.detach().numpy().copy())
+    return np.stack(path)
+
+
+def run_formula(rule: Rule, settings: dict[str, Any], lr: float, scheduled: bool) -> Array:
+    theta, memory, path = start(), {}, []
+    for t in range(1, STEPS + 1):
+        eta = multiplier(t - 1) if scheduled else 1.0
+        theta = rule(theta, gradient(theta, t), t, lr * eta, eta, memory, **settings)
+        path.append(theta)
+    return np.stack(path)
+
+
+def distance(row: dict[str, Any]) -> float:
+    """The largest difference of a coordinate after any step."""
+    lr, scheduled = row.get("lr", 0.05), row.get("schedule", True)
+    ours = run_optimizer(*evaluated(row["ours"]), lr, scheduled)
+    if "formula" in row:
+        theirs = run_formula(*evaluated(row["formula"], **globals()), lr, scheduled)
+    else:
+        theirs = run_optimizer(*evaluated(row["theirs"]), lr, scheduled)
+    assert np.isfinite(ours).all()
+    assert np.isfinite(theirs).all()
+    return float(np.abs(ours - theirs).max())
+
+
+@pytest.mark.parametrize("row", COMPARISONS, ids=lambda row: f"{row['ours']} - {row['theirs']}")
+def test_comparison(row: dict[str, Any]) -> None:
+    assert ("equals" in row) != ("apart" in row)
+    measured = distance(row)
+    if "equals" in row:
+        assert measured <= float(row["equals"])
+    else:
+        assert measured > float(row["apart"])
+
+
+def test_what_is_not_torch_has_a_formula() -> None:
+    for row in COMPARISONS:
+        assert ("formula" in row) != row["theirs"].startswith("torch.optim."), row
+
+
+def test_every_torch_optimizer_that_we_have_is_compared() -> None:
+    shared = {name for name in optimizers.__all__ if isinstance(getattr(torch.optim, name, None), type)}
+    assert {re.match(r"torch\.optim\.(\w+)", r["theirs"])[1] for r in COMPARISONS if "formula" not in r} == shared
+
+
+def test_the_page_shows_every_group() -> None:
+    shown = re.findall(r"^```\{equality\} (.+)$", (BOOK / "equality.md").read_text("utf-8"), re.M)
+    assert sorted(shown) == sorted([*TABLES["comparisons"], *(f"behaviors {name}" for name in TABLES["behaviors"])])
+
+
+# ---------------------------------------------------------------- the behaviors
+
+
+def parameter(*values: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(values, dtype=dtype, requires_grad=True)
+
+
+def steps(optimizer: Optimizer, theta: Tensor, gradients: Any) -> list[Tensor]:
+    """Step on these gradients; returns the parameter after each."""
+    path = []
+    for g in gradients:
+        theta.grad = torch.as_tensor(g, dtype=theta.dtype).expand_as(theta).clone()
+        optimizer.step()
+        path.append(theta.detach().clone())
+    return path
+
+
+def centered_variance() -> None:
+    def last(make: Any) -> Tensor:
+        theta = parameter(*[0.0] * 64, dtype=torch.float32)
+        values = torch.linspace(0.1, 3.0, 64)
+        return steps(make([theta], lr=1e-3, alpha=0.9, centered=True), theta, [values] * 300)[-1]
+
+    assert torch.isnan(last(torch.optim.RMSprop)).any()
+    assert torch.isfinite(last(optimizers.RMSprop)).all()
+
+
+def mu_product() -> None:
+    def loaded(make: Any) -> torch.dtype:
+        theta = parameter(1.0, dtype=torch.bfloat16)
+        optimizer = make([theta])
+        steps(optimizer, theta, [1.0])
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        return optimizer.state[theta]["mu_product"].dtype
+
+    assert loaded(torch.optim.NAdam) == torch.bfloat16
+    assert loaded(optimizers.NAdam) == torch.float32
+
+
+def sgd_step() -> None:
+    theta = parameter(1.0)
+    ours, torchs = optimizers.SGD([theta], momentum=0.9), torch.optim.SGD([theta], momentum=0.9)
+    for optimizer, counts in ((torchs, False), (ours, True)):
+        steps(optimizer, theta, [1.0])
+        assert ("step" in optimizer.state[theta]) == counts
+    torchs.load_state_dict(ours.state_dict())
+    steps(torchs, theta, [1.0])
+
+
+def late_momentum() -> None:
+    def moved(make: Any) -> float:
+        theta = parameter(0.0)
+        optimizer = make([theta], lr=1.0, dampening=0.75)
+        before = steps(optimizer, theta, [1.0])[-1]
+        optimizer.param_groups[0]["momentum"] = 0.5
+        return float(before - steps(optimizer, theta, [1.0])[-1])
+
+    assert moved(torch.optim.SGD) == 1.0
+    assert moved(optimizers.SGD) == 0.25
+
+
+def dense_only() -> None:
+    def step(make: Any) -> None:
+        table = torch.nn.Embedding(3, 2, sparse=True)
+        table(torch.tensor([1])).sum().backward()
+        make(table.parameters(), lr=0.1).step()
+
+    for name in ("SGD", "Adagrad"):
+        step(getattr(torch.optim, name))
+        with pytest.raises(RuntimeError, match="needs dense gradients"):
+            step(getattr(optimizers, name))
+
+
+def keyword_only() -> None:
+    switches = {"foreach", "maximize", "capturable", "differentiable", "fused"}
+    torchs = inspect.signature(torch.optim.Adadelta).parameters
+    assert any(torchs[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for name in switches & set(torchs))
+    for name in optimizers.list():
+        assert not switches & set(inspect.signature(vars(optimizers)[class_named(name)]).parameters), name
+
+
+def class_named(name: str) -> str:
+    return next(public for public in optimizers.__all__ if public.lower() == name)
+
+
+def foreach() -> None:
+    def path(foreach: bool) -> list[Tensor]:
+        theta = parameter(1.0, 2.0, 3.0, dtype=torch.float32)
+        return steps(optimizers.Adam([theta], lr=0.1, foreach=foreach), theta, [0.3, -1.7, 0.1])
+
+    assert torch.equal(torch.stack(path(True)), torch.stack(path(False)))
+
+
+def base_lr() -> None:
+    for optimizer in (
+        optimizers.AdamW([parameter(1.0)], lr=0.1),
+        optimizers.AdaBound([parameter(1.0)], lr=0.1),
+    ):
+        assert optimizer.param_groups[0]["base_lr"] == 0.1
+    for other in (torch.optim.AdamW([parameter(1.0)], lr=0.1), optimizers.Adam([parameter(1.0)], lr=0.1)):
+        assert "base_lr" not in other.param_groups[0]
+
+
+def noise_variance() -> None:
+    # The variance of n normal draws has a relative standard error of √(2/n): 0.3 % here.
+    theta = torch.zeros(200_000, dtype=torch.float64, requires_grad=True)
+    optimizer = optimizers.SGD([theta], lr=1.0, extensions=[optimizers.GradientNoise(eta=0.3, gamma=0.55)])
+    path = [torch.zeros_like(theta), *steps(optimizer, theta, [0.0] * 5)]
+    for t in range(1, 6):
+        assert float((path[t] - path[t - 1]).var()) == pytest.approx(0.3 / t**0.55, rel=0.02)
+
+
+def learning_rate_dropout() -> None:
+    gradients = [math.sin(t) + 0.3 for t in range(10)]
+    masked, plain = (torch.zeros(10_000, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    extension = optimizers.LearningRateDropout(keep=0.3)
+    some = [plain.detach().clone(), *steps(optimizers.Adam([masked], extensions=[extension]), masked, gradients)]
+    whole = [plain.detach().clone(), *steps(optimizers.Adam([plain]), plain, gradients)]
+    for t in range(1, 11):
+        made, full = some[t] - some[t - 1], whole[t] - whole[t - 1]
+        moved = made != 0
+        assert float((made - full)[moved].abs().max()) < 1e-15
+        assert float(moved.double().mean()) == pytest.approx(0.3, abs=0.025)  # five standard errors
+
+
+def gradient_dropout() -> None:
+    theta = torch.zeros(10_000, dtype=torch.float64, requires_grad=True)
+    optimizer = optimizers.SGD([theta], lr=1.0, extensions=[optimizers.GradientDropout(keep=0.3)])
+    made = -steps(optimizer, theta, [2.0])[-1]
+    assert set(made.tolist()) == {0.0, 2.0}
+    assert float((made != 0).double().mean()) == pytest.approx(0.3, abs=0.025)
+
+
+@pytest.mark.parametrize("row", BEHAVIORS, ids=lambda row: row["check"])
+def test_behavior(row: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations
+        globals()[row["check"]]()

@@ -1,0 +1,72 @@
+"""The role {value}: how a number of a record is printed, and which pages a changed record concerns."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from experiments import records
+from experiments.errors import UserError
+
+from .conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "book/_ext"))
+import book_values
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected"),
+    [
+        (0.123456, "", "0.123"),
+        (1234.5, ".1f", "1234.5"),
+        (60000, "", "60,000"),
+        (0.973, ".1%", "97.3%"),
+        (-1.2e-7, ".1e", "−1.2\u202f×\u202f10−7"),
+        (1e-6, ".0e", "10−6"),
+        ([1.0, 2.0, 3.0], ".2f", "2.00"),
+        # 2 ± 4.303 / √3, Student's t with two degrees of freedom
+        ([1.0, 2.0, 3.0], "interval.2f", "2.00 (−0.48 to 4.48)"),
+        (2.0, "interval.1f", "2.0 (2.0 to 2.0)"),
+        ([0, 1, 2], "len", "3"),
+        ([1.0, None], "", "not finite"),
+        ("cpu", "", "cpu"),
+    ],
+)
+def test_format(value: Any, form: str, expected: str) -> None:
+    nodes = book_values.typeset(book_values.format_value(value, form))
+    assert "".join(node.astext() for node in nodes) == expected
+
+
+def test_exponents_are_raised() -> None:
+    nodes = book_values.typeset("2.5e-08 to 1e+03")
+    assert [type(node).__name__ for node in nodes] == ["Text", "superscript", "Text", "superscript"]
+    assert [node.astext() for node in nodes if type(node).__name__ == "superscript"] == ["−8", "3"]
+
+
+def test_find_reads_metrics_and_everything_else() -> None:
+    record = records.Record("tiny", "quick", {"seeds": [0, 1]}, metrics={"a": {"b": 3.0}})
+    assert book_values.find(record, "a.b") == 3.0
+    assert book_values.find(record, "@parameters.seeds") == [0, 1]
+    assert book_values.find(record, "@scale") == "quick"
+    for wrong in ("a.c", "@parameters.steps"):
+        with pytest.raises(UserError, match="no"):
+            book_values.find(record, wrong)
+
+
+def test_a_changed_record_makes_its_pages_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    env: Any = SimpleNamespace(docname="one")
+    book_values.note(env, ["tiny"])
+    env.docname = "two"
+    book_values.note(env, ["other"])
+    env.docname = "all"
+    book_values.note(env, [book_values.EVERY])
+    outdated = lambda: sorted(book_values.outdated(None, env))  # noqa: E731
+    assert outdated() == []
+    (tmp_path / "results/quick").mkdir(parents=True)
+    (tmp_path / "results/quick/tiny.json").write_text("{}", encoding="utf-8")
+    assert outdated() == ["all", "one"]
+    book_values.forget(None, env, "one")
+    assert outdated() == ["all"]

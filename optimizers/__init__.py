@@ -11,6 +11,7 @@ from .chain import Chain
 from .clipping import ClipNorm, ClipValue
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
+from .hogwild import run_hogwild
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
@@ -54,5 +55,6 @@ __all__ = [
     "create",
     "list",
     "recipes",
+    "run_hogwild",
     "weight_decay_groups",
 ]

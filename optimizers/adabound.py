@@ -25,7 +25,7 @@ class AdaBoundStep(Stage):
     place = Place.DIRECTION
     includes_lr = True
     ranges = {
-        "betas": "[0, 1)",
+        "betas": "pair [0, 1)",
         "final_lr": "[0, inf)",
         "gamma": "(0, inf)",
         "eps": "[0, inf)",

@@ -55,7 +55,7 @@ class AdamDirection(Stage):
     """Adam's direction m̂_t / (√v̂_t + ε): Algorithm 1 of Kingma and Ba (2015), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "amsgrad": "bool", "nesterov": "bool"}
+    ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "amsgrad": "bool", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     velocity = ("exp_avg",)
 
@@ -97,7 +97,7 @@ class AdamaxDirection(Stage):
     """Adamax's direction m̂_t / u_t: Algorithm 2 of Kingma and Ba (2015), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "nesterov": "bool"}
+    ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "nesterov": "bool"}
     state = ("exp_avg", "exp_inf")
     velocity = ("exp_avg",)
 

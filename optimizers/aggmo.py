@@ -8,7 +8,6 @@ from torch.optim.optimizer import ParamsT
 
 from .chain import Chain, Options
 from .stage import Place, Stage
-from .validation import check
 from .weight_decay import by_group
 
 
@@ -16,16 +15,11 @@ class AggregatedMomentum(Stage):
     """The mean of K velocities, each with its own damping (Lucas et al. 2019, eq. 2), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)"}
+    ranges = {"betas": "each [0, 1)"}
 
     def __init__(self, betas: Sequence[float] = (0.0, 0.9, 0.99)) -> None:
         super().__init__(betas=tuple(betas) if isinstance(betas, Sequence) else betas)
         self.state = self.velocity = self.remembers(self.hyper)
-
-    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
-        if not isinstance(hyper["betas"], (tuple, list)) or not hyper["betas"]:
-            raise TypeError(f"betas{where} must be one number or more in a tuple, got {hyper['betas']!r}")
-        check("betas" + where, hyper["betas"], self.ranges["betas"])
 
     def remembers(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(f"momentum_buffer_{i}" for i in range(len(hyper["betas"])))

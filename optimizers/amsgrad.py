@@ -16,7 +16,7 @@ class AMSGradDirection(Stage):
     """AMSGrad's direction m_t / √v̂_t: Algorithm 2 of Reddi, Kale and Kumar (2018), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "nesterov": "bool"}
+    ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     velocity = ("exp_avg",)
 

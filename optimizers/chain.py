@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from .execution import Active, Hyper, step_differentiably, step_in_place
+from .hogwild import step_lock_free
 from .stage import Place, Stage
 from .state import adopt, begin, home, number, schedule
 from .validation import check
@@ -57,6 +58,8 @@ class Chain(Optimizer):
         RuntimeError: (in `step`) a gradient is sparse.
     """
 
+    _lock_free = False  # set by `share_memory`
+
     def __init__(
         self,
         params: ParamsT,
@@ -70,6 +73,8 @@ class Chain(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
     ) -> None:
+        if not isinstance(extensions, Iterable):
+            raise TypeError(f"extensions must be a list of stages, got {extensions!r}")
         self._stages = _in_order([*stages, *extensions])
         defaults: Hyper = {
             "lr": lr,
@@ -79,16 +84,9 @@ class Chain(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        owners: dict[str, Stage] = {}
+        _refuse_clashes(self._stages, [*defaults, "params", "param_names", "initial_lr", "base_lr"])
         for stage in self._stages:
-            for name, value in stage.hyper.items():
-                key = stage.key(name)
-                owner = owners.setdefault(key, stage)
-                if owner is not stage and not (name in stage.shared and name in owner.shared):
-                    raise ValueError(
-                        f"{key} belongs to both {type(owner).__name__} and {type(stage).__name__}: use one"
-                    )
-                defaults[key] = value
+            defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
         self._check_group(defaults, "")
         super().__init__(params, defaults)
 
@@ -128,15 +126,19 @@ class Chain(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None and param.grad.is_sparse:
+                    if self._lock_free and param.grad.sparse_dim() == 1:
+                        continue
                     raise RuntimeError(
                         f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
                         f"{tuple(param.shape)}: build the embedding with sparse=False"
+                        " (after share_memory(), sparse rows are fine)"
                     )
 
     def _shared(self, actives: Sequence[Active]) -> Hyper:
         """What stages compute from all gradients together, before the first parameter moves."""
         shared: Hyper = {}
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         # Where groups differ, the first one decides.
         for stage, hyper in {s: h for active in reversed(actives) for s, h in active}.items():
             shared |= stage.before(grads, hyper)
@@ -164,7 +166,33 @@ class Chain(Optimizer):
             "index": index,
             "maximize": group["maximize"],
         }
-        (step_differentiably if group["differentiable"] else step_in_place)(active, param, grad, state, known)
+        execute = step_differentiably if group["differentiable"] else step_in_place
+        (step_lock_free if self._lock_free else execute)(active, param, grad, state, known)
+
+    def share_memory(self) -> "Chain":
+        """Put the parameters and the whole state, made now, into shared memory, for Hogwild training.
+
+        Call it last: after `load_state_dict` and `add_param_group`, before the processes start, which
+        :func:`optimizers.run_hogwild` does. From then on steps write only what they change, and gradients may be
+        row-sparse; see `optimizers.hogwild`.
+
+        Returns:
+            The optimizer itself.
+
+        Raises:
+            ValueError: a parameter is not on the CPU, or a group is differentiable.
+        """
+        for group in self.param_groups:
+            if group["differentiable"] or any(param.device.type != "cpu" for param in group["params"]):
+                raise ValueError("share_memory() needs all parameters on the CPU, and differentiable=False")
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad:
+                    begin(self.state[param], param, self._active(group), group)
+                    for tensor in (param, *self.state[param].values()):
+                        tensor.share_memory_()
+        self._lock_free = True
+        return self
 
     # ------------------------------------------------------------------ torch's books
 
@@ -201,13 +229,14 @@ class Chain(Optimizer):
 
     def _check_group(self, group: Hyper, where: str) -> None:
         check("lr" + where, group["lr"], "[0, inf)")
-        for name in ("maximize", "capturable", "differentiable"):
-            check(name + where, group[name], "bool")
+        for name in ("maximize", "capturable", "differentiable", "foreach", "fused"):
+            if group[name] is not None or name not in ("foreach", "fused"):
+                check(name + where, group[name], "bool")
         for stage in self._stages:
             stage.check({name: group[stage.key(name)] for name in stage.hyper}, where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stages": self._stages}
+        return {**super().__getstate__(), "_stages": self._stages, "_lock_free": self._lock_free}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
@@ -219,7 +248,8 @@ class Chain(Optimizer):
             if self._scheduled:
                 group.setdefault("base_lr", group["lr"])
             for param in group["params"]:
-                if param in self.state:
+                # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
+                if param in self.state and "_stages" not in state:
                     self.state[param] = adopt(self.state[param], home(param, group))
 
     def __repr__(self) -> str:
@@ -229,6 +259,10 @@ class Chain(Optimizer):
 
 def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     """The stages sorted by place and rank; raises where they do not fit together."""
+    stages = list(stages)
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise TypeError(f"a chain is made of stages, such as GradientNoise(), got {stage!r}")
     chain = sorted(stages, key=lambda stage: (stage.place, stage.rank))
     for place, members in groupby(chain, key=lambda stage: stage.place):
         names = [type(stage).__name__ for stage in members]
@@ -236,5 +270,28 @@ def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
             raise ValueError(f"a chain has one direction, got {' and '.join(names)}")
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"a chain has each stage once, got {name} {names.count(name)} times")
+                raise ValueError(
+                    f"a chain has each stage once, got {name} {names.count(name)} times; a named optimizer has "
+                    "its own, to be set by its arguments"
+                )
     return tuple(stage.joined(chain) for stage in chain)
+
+
+def _refuse_clashes(stages: Iterable[Stage], taken: Iterable[str]) -> None:
+    """Raise where two stages have a hyper-parameter or a state tensor of one name."""
+    settings: dict[str, Stage | None] = dict.fromkeys(taken)
+    memory: dict[str, Stage | None] = {"step": None}
+    for stage in stages:
+        for names, owners, shared in (
+            ([stage.key(name) for name in stage.hyper], settings, stage.shared),
+            ([*stage.state, *stage.scalars], memory, ()),
+        ):
+            for name in names:
+                owner = owners.setdefault(name, stage)
+                if owner is not stage and not (owner and name in shared and name in owner.shared):
+                    others = f"{type(owner).__name__} and {type(stage).__name__}"
+                    raise ValueError(
+                        f"{name} belongs to both {others}: use one"
+                        if owner
+                        else f"{name} belongs to every optimizer: {type(stage).__name__} cannot have it"
+                    )

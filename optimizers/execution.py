@@ -53,10 +53,10 @@ def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, 
     """Advance a parameter and its state where they are, slice by slice."""
     names = [name for stage, hyper in active for name in stage.remembers(hyper)]
     counted = any("coordinate" in stage.needs for stage, _ in active)
-    tensors = [_real(_local(t)) for t in (param, grad, *(state[name] for name in names))]
+    tensors = [real(_local(t)) for t in (param, grad, *(state[name] for name in names))]
     for row, (p, g, *old) in _slices(tensors):
         if counted:
-            known = {**known, "coordinate": _coordinates(param, p.shape, row)}
+            known = {**known, "coordinate": coordinates(param, p.shape, row)}
         new_param, new = advance(active, p, g, dict(zip(names, old, strict=True)), known)
         p.copy_(new_param)
         for name, tensor in zip(names, old, strict=True):
@@ -72,9 +72,9 @@ def step_differentiably(
         return torch.view_as_complex(tensor) if param.is_complex() else tensor
 
     names = [name for stage, hyper in active for name in stage.remembers(hyper)]
-    p = _real(param.clone())
-    known = {**known, "coordinate": _coordinates(param, p.shape, 0)}
-    new_param, new = advance(active, p, _real(grad), {name: _real(state[name]) for name in names}, known)
+    p = real(param.clone())
+    known = {**known, "coordinate": coordinates(param, p.shape, 0)}
+    new_param, new = advance(active, p, real(grad), {name: real(state[name]) for name in names}, known)
     param.copy_(back(new_param))
     state.update({name: back(new[name]) for name in names})
 
@@ -84,7 +84,7 @@ def _local(tensor: Tensor) -> Tensor:
     return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
 
 
-def _real(tensor: Tensor) -> Tensor:
+def real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
@@ -100,7 +100,7 @@ def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]
         yield row, [tensor[row : row + rows] for tensor in tensors]
 
 
-def _coordinates(param: Tensor, shape: torch.Size, row: int) -> Tensor:
+def coordinates(param: Tensor, shape: torch.Size, row: int) -> Tensor:
     """Positions, counted row by row in the whole parameter, of a slice of `shape` that begins at local row `row`.
 
     A shard counts as the whole tensor would: every process draws the numbers that one process would have drawn.

@@ -53,7 +53,8 @@ class Lookahead(Stage):
         super().__init__(k=k, alpha=alpha, inner=inner)
 
     def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
-        super().check({**hyper, "k": None if hyper["k"] == math.inf else hyper["k"]}, where)
+        never = isinstance(hyper["k"], float) and hyper["k"] == math.inf
+        super().check({**hyper, "k": None if never else hyper["k"]}, where)
         if hyper["inner"] != "keep" and self.direction is not None and not self.velocity:
             raise ValueError(f"inner={hyper['inner']!r}{where} needs a velocity, but {self.direction} has none")
 

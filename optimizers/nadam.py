@@ -23,7 +23,7 @@ class NAdamDirection(Stage):
     """Nadam's direction m̄_t / (√v̂_t + ε) (Dozat 2016, Algorithm 2, in torch's form), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "momentum_decay": "[0, inf) or None"}
+    ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "momentum_decay": "[0, inf) or None"}
     state = ("exp_avg", "exp_avg_sq")
     velocity = ("exp_avg",)
     scalars = {"mu_product": 1.0}

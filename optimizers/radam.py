@@ -30,7 +30,7 @@ class RAdamDirection(Stage):
     """RAdam's direction r_t m̂_t / √v̂_t: Algorithm 2 of Liu et al. (2020), less the learning rate."""
 
     place = Place.DIRECTION
-    ranges = {"betas": "[0, 1)", "eps": "[0, inf)", "threshold": "[4, inf)", "nesterov": "bool"}
+    ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "threshold": "[4, inf)", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq")
     velocity = ("exp_avg",)
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .validation import check, check_pair
+from .validation import check
 
 
 class Place(IntEnum):
@@ -82,10 +82,7 @@ class Stage:
             where: text put behind the name in the error, for example ``" of parameter group 1"``.
         """
         for name, interval in self.ranges.items():
-            label = self.key(name) + where if where else name
-            if name == "betas":
-                check_pair(label, hyper[name])
-            check(label, hyper[name], interval)
+            check(self.key(name) + where if where else name, hyper[name], interval)
 
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         """Whether the stage does anything at these values; a neutral stage is left out of the chain."""

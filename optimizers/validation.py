@@ -1,7 +1,7 @@
 """Ranges of hyper-parameters: one line each beside the rule, one clear error for a value outside.
 
 A range is written as the papers write it: ``"[0, 1)"``, ``"(0, inf)"``, ``"int [1, inf)"``, ``"[0, inf) or None"``,
-``"bool"`` or, for words, ``"keep | reset"``.
+``"bool"``, for words ``"keep | reset"``, and for several numbers ``"pair [0, 1)"`` or ``"each [0, 1)"``.
 """
 
 from functools import lru_cache
@@ -18,13 +18,14 @@ def _parse(interval: str) -> tuple[float, bool, float, bool]:
 
 
 def check(name: str, value: Any, interval: str) -> None:
-    """Raise unless `value` lies in `interval`; a tuple or list is checked entry by entry.
+    """Raise unless `value` lies in `interval`.
 
     Args:
         name: what the error calls the value, for example ``"lr"``.
-        value: a number, a tensor of one element, or a sequence of these.
+        value: a number, a tensor of one element, or what else the interval says.
         interval: ``"bool"``, ``"word | word"``, or ``"[low, high)"``, after ``"int "`` where only whole numbers
-            make sense and before ``" or None"`` where the value may be left out.
+            make sense, before ``" or None"`` where the value may be left out, and after ``"pair "`` or ``"each "``
+            where it is two, or one or more, numbers in a tuple or list.
 
     Raises:
         TypeError: the value is of the wrong kind (a string for a number, a number for a bool).
@@ -42,9 +43,12 @@ def check(name: str, value: Any, interval: str) -> None:
         if value is None:
             return
         interval = interval.removesuffix(" or None")
-    if isinstance(value, (tuple, list)):
+    kind, _, entries = interval.partition(" ")
+    if kind in ("pair", "each"):
+        if not isinstance(value, (tuple, list)) or not value or (kind == "pair" and len(value) != 2):
+            raise TypeError(f"{name} must be {'two' if kind == 'pair' else 'one or more'} numbers, got {value!r}")
         for i, entry in enumerate(value):
-            check(f"{name}[{i}]", entry, interval)
+            check(f"{name}[{i}]", entry, entries)
         return
     whole, bounds = interval.startswith("int "), interval.removeprefix("int ")
     if isinstance(value, torch.Tensor):
@@ -60,9 +64,3 @@ def check(name: str, value: Any, interval: str) -> None:
     x = number if isinstance(number, int) else float(number)
     if not ((low < x or (low_in and x == low)) and (x < high or (high_in and x == high))):
         raise ValueError(f"{name} must lie in {bounds}, got {value!r}")
-
-
-def check_pair(name: str, value: Any) -> None:
-    """Raise unless `value` has two entries, as `betas` must."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")

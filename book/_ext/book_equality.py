@@ -36,7 +36,8 @@ class Equality(EvidenceDirective):
             [[code(row["ours"])], [relation(row)], [self.theirs(row["theirs"])], [self.paragraph(row["why"])]]
             for row in tables[group]
         ]
-        return [make_table(["Here", "Relation", "There", "Because"], rows, [28, 14, 30, 28], "facts", "equality")]
+        heads = ["Here", "Relation", "There", "Because"]
+        return [make_table(heads, rows, [28, 16, 28, 28], "facts", "equality", "equality-pairs")]
 
     def theirs(self, text: str) -> nodes.paragraph:
         """Names of implementations, in which every call is code."""

@@ -23,8 +23,8 @@ def measured() -> dict[str, Any]:
 
 
 def test_the_wrong_sign_makes_weights_grow(measured):
-    assert measured["sign_reference"] == pytest.approx([1.05**t for t in range(1, 9)])
-    assert measured["sign_right"] == pytest.approx([0.95**t for t in range(1, 9)])
+    assert measured["sign_reference"] == pytest.approx([1.05**t for t in range(1, 8)])
+    assert measured["sign_right"] == pytest.approx([0.95**t for t in range(1, 8)])
 
 
 def test_the_gradient_grows_in_place(measured):
@@ -74,8 +74,8 @@ def test_no_coordinate_stays_with_nesterov(measured):
 
 
 def test_rmsprop(measured):
-    assert measured["rmsprop_reference"] == pytest.approx([1.0] * 8)
-    assert measured["rmsprop_right"] == pytest.approx([1 / math.sqrt(1 - 0.9**t) for t in range(1, 9)], rel=1e-6)
+    assert measured["rmsprop_reference"] == pytest.approx([1.0] * 7)
+    assert measured["rmsprop_right"] == pytest.approx([1 / math.sqrt(1 - 0.9**t) for t in range(1, 8)], rel=1e-6)
 
 
 def test_momentum_is_a_hundredfold_learning_rate(measured):
@@ -85,5 +85,5 @@ def test_momentum_is_a_hundredfold_learning_rate(measured):
 
 
 def test_what_is_right_is_equal(measured):
-    for theirs, ours in measured["right"].values():
-        assert ours == pytest.approx(theirs, abs=1e-12)
+    assert set(measured["differences"]) == {"Adam", "Adam with L2", "RAdam"}
+    assert max(measured["differences"].values()) <= 1e-12

@@ -1,0 +1,150 @@
+"""Two processes train to the weights of one: DDP and FSDP2 (`fully_shard`), noise and masks included."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import optimizers
+from optimizers import ClipNorm, GradientDropout, GradientNoise, LearningRateDropout, Lookahead
+from optimizers.chain import Chain
+
+STEPS = 5
+EXTENSIONS: dict[str, tuple[Any, ...]] = {
+    "plain": (),
+    "all": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(0.5)),
+}
+CASES = [(name, mix) for name in optimizers.list() for mix in EXTENSIONS]
+
+
+class Model(nn.Module):
+    """Odd sizes: five rows are split 3 and 2, and of one row the second process has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+        with torch.no_grad():
+            for param in self.parameters():
+                param.copy_(torch.randn(param.shape, generator=generator, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(x)
+
+
+def make(name: str, mix: str, model: nn.Module) -> Chain:
+    options = {"momentum": 0.9} if name in ("sgd", "sgdw", "rmsprop") else {}
+    params = list(model.parameters())
+    groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
+    return optimizers.create(name, groups, lr=0.05, extensions=EXTENSIONS[mix], **options)
+
+
+def train(model: nn.Module, optimizer: Chain, rank: int, processes: int, steps: range = range(STEPS)) -> None:
+    """Every process has its share of each batch; the mean of their gradients is that of the whole batch."""
+    for t in steps:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
+        mine = x[rank::processes]
+        optimizer.zero_grad()
+        (model(mine) - mine.sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    init = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", init, timedelta(minutes=4), world_size=2, rank=rank)
+    mesh = init_device_mesh("cpu", (2,))
+    ends, checkpoint = {}, {}
+    for name, mix in CASES:
+        copies = DistributedDataParallel(Model())
+        train(copies, make(name, mix, copies), rank, 2)
+        shards = Model()
+        fully_shard(shards, mesh=mesh)
+        optimizer = make(name, mix, shards)
+        train(shards, optimizer, rank, 2)
+        ends[name, mix] = {
+            "ddp": [whole(p) for p in copies.parameters()],
+            "fsdp": [whole(p) for p in shards.parameters()],
+            "local": [tuple(p.to_local().shape) for p in shards.parameters()],
+        }
+        checkpoint[f"{name}-{mix}"] = get_state_dict(shards, optimizer)
+    dcp.save(checkpoint, checkpoint_id=folder / "checkpoint")
+    torch.save(ends, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What two processes left behind, once for all tests."""
+    folder = tmp_path_factory.mktemp("distributed")
+    root = Path(optimizers.__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    workers = [subprocess.Popen(c, cwd=root, env=env, stderr=subprocess.PIPE, text=True) for c in commands]
+    try:
+        errors = [worker.communicate(timeout=280)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+    finally:
+        for worker in workers:
+            worker.kill()
+    yield folder
+
+
+@pytest.fixture(scope="module")
+def ends(folder: Path) -> list[Any]:
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_train_to_the_weights_of_one(ends: list[Any], case: tuple[str, str], way: str) -> None:
+    model = Model()
+    train(model, make(*case, model), 0, 1)
+    for rank in range(2):
+        for ours, expected in zip(ends[rank][case][way], model.parameters(), strict=True):
+            assert (ours - expected).abs().max() < 1e-12
+    assert [a == b for a, b in zip(ends[0][case]["local"], ends[1][case]["local"], strict=True)] == [False] * 4
+    assert all(torch.equal(a, b) for a, b in zip(ends[0][case][way], ends[1][case][way], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, case: tuple[str, str]) -> None:
+    """A sharded checkpoint is loaded whole, and training goes on as if one process had made all steps."""
+    model, plain = Model(), Model()
+    optimizer, other = make(*case, model), make(*case, plain)
+    train(plain, other, 0, 1)
+    weights, state = get_state_dict(model, optimizer)
+    dcp.load({"-".join(case): (weights, state)}, checkpoint_id=folder / "checkpoint")
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    for ours, expected in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert ours.keys() == expected.keys()
+        assert all((ours[key] - expected[key]).abs().max() < 1e-12 for key in ours)
+    for both in ((model, optimizer), (plain, other)):
+        train(*both, 0, 1, range(STEPS, STEPS + 3))
+    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (ours - expected).abs().max() < 1e-12
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), Path(sys.argv[2]))

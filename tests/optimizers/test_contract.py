@@ -28,7 +28,7 @@ from optimizers.chain import Chain
 
 # Every extension at a setting at which it does something within a few steps, and at its neutral one.
 EXTENSIONS: dict[str, tuple[Callable[[], Stage], Callable[[], Stage]]] = {
-    "noise": (lambda: GradientNoise(0.1, seed=2**40 + 1), lambda: GradientNoise(0.0)),
+    "noise": (lambda: GradientNoise(1.0, seed=2**40 + 1), lambda: GradientNoise(0.0)),
     "gradient-dropout": (lambda: GradientDropout(0.7, seed=3), lambda: GradientDropout(1.0)),
     "lr-dropout": (lambda: LearningRateDropout(0.6, seed=3), lambda: LearningRateDropout(1.0)),
     "lookahead": (lambda: Lookahead(2, 0.5), lambda: Lookahead(None)),
@@ -264,10 +264,10 @@ def test_a_group_overrides_what_it_names(case: Case) -> None:
     """A group with its own values steps as all would, had these values been given to all."""
     options = {name: value / 2 for name, value in case.options.items()}
     params, others = parameters(), parameters()
-    end = run(case.make([{"params": params[:1]}, {"params": params[1:], **options}]), params)
-    assert same(end[:1], case.end[:1])
-    assert same(end[1:], run(case.make(others, **options), others)[1:])
-    assert not same(end[1:], case.end[1:])
+    end = run(case.make([{"params": params[:1], **options}, {"params": params[1:]}]), params)
+    assert same(end[:1], run(case.make(others, **options), others)[:1])
+    assert not same(end[:1], case.end[:1])
+    assert same(end[1:], case.end[1:])
 
 
 def test_a_group_overrides_extensions(case: Case) -> None:

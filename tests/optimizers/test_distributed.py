@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,14 +83,16 @@ def work(rank: int, folder: Path) -> None:
             "fsdp": [whole(p) for p in shards.parameters()],
             "local": [tuple(p.to_local().shape) for p in shards.parameters()],
         }
-        checkpoint[f"{name}-{mix}"] = get_state_dict(shards, optimizer)
+        checkpoint[f"{name}-{mix}"] = dict(
+            zip(("model", "optimizer"), get_state_dict(shards, optimizer), strict=True)
+        )
     dcp.save(checkpoint, checkpoint_id=folder / "checkpoint")
     torch.save(ends, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind, once for all tests."""
     folder = tmp_path_factory.mktemp("distributed")
     root = Path(optimizers.__file__).parent.parent
@@ -104,7 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     finally:
         for worker in workers:
             worker.kill()
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,10 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, case: tupl
     optimizer, other = make(*case, model), make(*case, plain)
     train(plain, other, 0, 1)
     weights, state = get_state_dict(model, optimizer)
-    dcp.load({"-".join(case): (weights, state)}, checkpoint_id=folder / "checkpoint")
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    loaded = {"-".join(case): {"model": weights, "optimizer": state}}
+    dcp.load(loaded, checkpoint_id=folder / "checkpoint")
+    loaded = loaded["-".join(case)]
+    set_state_dict(model, optimizer, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
     for ours, expected in zip(optimizer.state.values(), other.state.values(), strict=True):
         assert ours.keys() == expected.keys()
         assert all((ours[key] - expected[key]).abs().max() < 1e-12 for key in ours)

@@ -17,7 +17,8 @@ from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
 from .nadam import NAdam, NAdamW
 from .radam import RAdam, RAdamW
-from .registry import create, list, recipes
+from .registry import create, recipes
+from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
 from .stage import Place, Stage
 from .weight_decay import L2, DecoupledWeightDecay
@@ -53,7 +54,6 @@ __all__ = [
     "RMSprop",
     "Stage",
     "create",
-    "list",
     "recipes",
     "run_hogwild",
     "weight_decay_groups",

@@ -12,16 +12,16 @@ The mathematics is in the stages, as pure functions; this module keeps torch's b
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
 from typing import Any, TypedDict, cast, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
+from .composition import in_order, refuse_clashes
 from .execution import Active, Hyper, step_differentiably, step_in_place
 from .hogwild import step_lock_free
-from .stage import Place, Stage
+from .stage import Stage
 from .state import adopt, begin, home, number, schedule
 from .validation import check
 
@@ -75,7 +75,7 @@ class Chain(Optimizer):
     ) -> None:
         if not isinstance(extensions, Iterable):
             raise TypeError(f"extensions must be a list of stages, got {extensions!r}")
-        self._stages = _in_order([*stages, *extensions])
+        self._stages = in_order([*stages, *extensions])
         defaults: Hyper = {
             "lr": lr,
             "maximize": maximize,
@@ -84,7 +84,7 @@ class Chain(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        _refuse_clashes(self._stages, [*defaults, "params", "param_names", "initial_lr", "base_lr"])
+        refuse_clashes(self._stages, [*defaults, "params", "param_names", "initial_lr", "base_lr"])
         for stage in self._stages:
             defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
         self._check_group(defaults, "")
@@ -255,43 +255,3 @@ class Chain(Optimizer):
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
         return f"{super().__repr__()[:-1]}Stages\n{stages})"
-
-
-def _in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """The stages sorted by place and rank; raises where they do not fit together."""
-    stages = list(stages)
-    for stage in stages:
-        if not isinstance(stage, Stage):
-            raise TypeError(f"a chain is made of stages, such as GradientNoise(), got {stage!r}")
-    chain = sorted(stages, key=lambda stage: (stage.place, stage.rank))
-    for place, members in groupby(chain, key=lambda stage: stage.place):
-        names = [type(stage).__name__ for stage in members]
-        if place is Place.DIRECTION and len(names) > 1:
-            raise ValueError(f"a chain has one direction, got {' and '.join(names)}")
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(
-                    f"a chain has each stage once, got {name} {names.count(name)} times; a named optimizer has "
-                    "its own, to be set by its arguments"
-                )
-    return tuple(stage.joined(chain) for stage in chain)
-
-
-def _refuse_clashes(stages: Iterable[Stage], taken: Iterable[str]) -> None:
-    """Raise where two stages have a hyper-parameter or a state tensor of one name."""
-    settings: dict[str, Stage | None] = dict.fromkeys(taken)
-    memory: dict[str, Stage | None] = {"step": None}
-    for stage in stages:
-        for names, owners, shared in (
-            ([stage.key(name) for name in stage.hyper], settings, stage.shared),
-            ([*stage.state, *stage.scalars], memory, ()),
-        ):
-            for name in names:
-                owner = owners.setdefault(name, stage)
-                if owner is not stage and not (owner and name in shared and name in owner.shared):
-                    others = f"{type(owner).__name__} and {type(stage).__name__}"
-                    raise ValueError(
-                        f"{name} belongs to both {others}: use one"
-                        if owner
-                        else f"{name} belongs to every optimizer: {type(stage).__name__} cannot have it"
-                    )

@@ -45,10 +45,10 @@ def test_bits_are_lowbias32_of_the_counters(seed: int, tensor_step: bool) -> Non
         assert [x % 2**32 for x in drawn.tolist()] == [words(seed, index, step, c, stream) for c in coordinates]
 
 
-def test_lowbias32_is_the_published_one() -> None:
-    # A bijection of 32-bit numbers: its two multipliers are odd, and it sends 0 to 0.
+def test_the_mixer_is_one_to_one() -> None:
+    # Its multipliers are odd and its shifts leave the high bits alone, so that no two counters can collide.
     assert lowbias32(0) == 0
-    assert lowbias32(1) == 0x6BFF7E33 or len({lowbias32(x) for x in range(1000)}) == 1000
+    assert len({lowbias32(x) for x in range(100_000)}) == 100_000
 
 
 def test_uniform_and_normal_are_made_of_the_bits() -> None:
@@ -151,7 +151,7 @@ def test_steps_parameters_seeds_and_streams_are_independent(
     assert abs(correlation(draws, fresh)) < 5 / math.sqrt(N)
     assert abs(correlation(draws**2 - 1, fresh**2 - 1)) < 5 * 2 / math.sqrt(N)
     # Nor is one a shifted copy of the other.
-    for shift in (1, 2, 7, 1024):
+    for shift in (1, 1024):
         assert abs(correlation(draws[shift:], fresh[:-shift])) < 5 / math.sqrt(N - shift)
 
 

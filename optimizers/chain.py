@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from .composition import in_order, refuse_clashes
-from .execution import Active, Hyper, step_differentiably, step_in_place
+from .execution import Active, Hyper, Part, step_differentiably, step_in_place
+from .fused import FusedStep, Indexed, worth_it
 from .hogwild import step_lock_free
 from .stage import Stage
 from .state import adopt, begin, home, number, schedule
@@ -47,10 +48,12 @@ class Chain(Optimizer):
         lr: learning rate, in [0, ∞); a number or a tensor of one element.
         extensions: further stages, in any order.
         maximize: ascend instead of descend.
-        foreach: accepted for torch's sake; the eager execution is a loop over tensors.
+        foreach: accepted for torch's sake: True and False both mean an eager step, a loop over tensors.
         capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
-        fused: accepted for torch's sake; the execution is eager.
+        fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
+            machine (see :mod:`optimizers.fused`); where that cannot be, it warns and runs eagerly. None compiles
+            where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -59,6 +62,7 @@ class Chain(Optimizer):
     """
 
     _lock_free = False  # set by `share_memory`
+    _worth_compiling: bool | None = None  # not known until the first step
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Chain(Optimizer):
         if not isinstance(extensions, Iterable):
             raise TypeError(f"extensions must be a list of stages, got {extensions!r}")
         self._stages = in_order([*stages, *extensions])
+        self._fused: dict[int, FusedStep] = {}
         defaults: Hyper = {
             "lr": lr,
             "maximize": maximize,
@@ -111,56 +116,75 @@ class Chain(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_sparse()
+        members = self._with_gradients()
         actives = [self._active(group) for group in self.param_groups]
-        shared = self._shared(actives)
-        index = 0  # of a parameter among all parameters: the same however they are grouped
-        for group, active in zip(self.param_groups, actives, strict=True):
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._step_parameter(param, index, group, active, shared)
-                index += 1
+        shared = self._shared(actives, members)
+        for i, (group, active, pairs) in enumerate(zip(self.param_groups, actives, members, strict=True)):
+            if pairs and self._compiles(group):
+                pairs = self._fused.setdefault(i, FusedStep())(pairs, active, group, shared, self.state)
+            for param, index in pairs:
+                self._step_parameter(param, index, group, active, shared)
         return loss
 
-    def _refuse_sparse(self) -> None:
+    def _with_gradients(self) -> list[Indexed]:
+        """Of every group, the parameters with a gradient, each with its index among all parameters."""
+        members, index = [], 0
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.grad.is_sparse:
-                    if self._lock_free and param.grad.sparse_dim() == 1:
-                        continue
+            pairs = [(param, i) for i, param in enumerate(group["params"], index) if param.grad is not None]
+            index += len(group["params"])
+            members.append(pairs)
+            for param, _ in pairs:
+                if param.grad.is_sparse and not (self._lock_free and param.grad.sparse_dim() == 1):
                     raise RuntimeError(
                         f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
                         f"{tuple(param.shape)}: build the embedding with sparse=False"
                         " (after share_memory(), sparse rows are fine)"
                     )
+        return members
 
-    def _shared(self, actives: Sequence[Active]) -> Hyper:
+    def _shared(self, actives: Sequence[Active], members: Sequence[Indexed]) -> Hyper:
         """What stages compute from all gradients together, before the first parameter moves."""
-        shared: Hyper = {}
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         # Where groups differ, the first one decides.
-        for stage, hyper in {s: h for active in reversed(actives) for s, h in active}.items():
-            shared |= stage.before(grads, hyper)
+        stages = {part.stage: part.hyper for active in reversed(actives) for part in active}
+        shared: Hyper = {}
+        if any(type(stage).before is not Stage.before for stage in stages):
+            grads = [cast(Tensor, param.grad) for pairs in members for param, _ in pairs]
+            grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+            for stage, hyper in stages.items():
+                shared |= stage.before(grads, hyper)
         return shared
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
         pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in self._stages]
-        return [(stage, hyper) for stage, hyper in pairs if stage.applies(hyper)]
+        return [Part(stage, hyper, stage.remembers(hyper)) for stage, hyper in pairs if stage.applies(hyper)]
+
+    def _compiles(self, group: Hyper) -> bool:
+        """Whether a group's step is compiled: as `fused` says, or where it says nothing, where that is faster."""
+        if self._lock_free or group["differentiable"]:
+            return False
+        if group["fused"] is None and group["foreach"] is None:
+            if self._worth_compiling is None:
+                params = [param for group in self.param_groups for param in group["params"]]
+                self._worth_compiling = worth_it(params)
+            return self._worth_compiling
+        return bool(group["fused"])
 
     def _step_parameter(self, param: Tensor, index: int, group: Hyper, active: Active, shared: Hyper) -> None:
         grad = cast(Tensor, param.grad)
         state = self.state[param]
         begin(state, param, active, group)
         state["step"] += 1
-        for stage, hyper in active:
-            for name, scalar in stage.count(state, number(state["step"], group), hyper).items():
-                state[name].copy_(scalar)
+        step = number(state["step"], group)
+        for stage, hyper, _ in active:
+            if stage.scalars:
+                scalars = {name: number(state[name], group) for name in stage.scalars}
+                for name, scalar in stage.count(scalars, step, hyper).items():
+                    state[name].copy_(scalar) if isinstance(scalar, Tensor) else state[name].fill_(scalar)
         known = {
             **shared,
-            **{name: number(state[name], group) for stage, _ in active for name in stage.scalars},
-            "step": number(state["step"], group),
+            **{name: number(state[name], group) for part in active for name in part.stage.scalars},
+            "step": step,
             "lr": group["lr"],
             "schedule": schedule(group),
             "index": index,
@@ -209,6 +233,7 @@ class Chain(Optimizer):
                 lr = param_group.get("lr", self.defaults["lr"])
                 param_group.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
         super().add_param_group(param_group)
+        self._worth_compiling = None
 
     @property
     def _scheduled(self) -> bool:
@@ -232,6 +257,9 @@ class Chain(Optimizer):
         for name in ("maximize", "capturable", "differentiable", "foreach", "fused"):
             if group[name] is not None or name not in ("foreach", "fused"):
                 check(name + where, group[name], "bool")
+        for other in ("foreach", "differentiable"):
+            if group["fused"] and group[other]:
+                raise ValueError(f"fused{where} and {other}{where} cannot both be True")
         for stage in self._stages:
             stage.check({name: group[stage.key(name)] for name in stage.hyper}, where)
 
@@ -241,6 +269,7 @@ class Chain(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
         super().__setstate__(state)
+        self._fused, self._worth_compiling = {}, None
         for group in self.param_groups:
             # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
             for name, value in self.defaults.items():
@@ -252,6 +281,12 @@ class Chain(Optimizer):
                 if param in self.state and "_stages" not in state:
                     self.state[param] = adopt(self.state[param], home(param, group))
 
+    def source(self) -> str:
+        """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""
+        return "\n".join(dict.fromkeys(table.source for step in self._fused.values() for table in step.tables))
+
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
-        return f"{super().__repr__()[:-1]}Stages\n{stages})"
+        compiled = {self._compiles(group) for group in self.param_groups}
+        execution = " and ".join("compiled" if each else "eager" for each in sorted(compiled, reverse=True))
+        return f"{super().__repr__()[:-1]}Stages\n{stages}Execution: {execution}\n)"

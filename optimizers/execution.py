@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,17 @@ from .stage import Place, Stage
 SLICE = 1 << 16
 
 Hyper = dict[str, Any]
-Active = Sequence[tuple[Stage, Hyper]]
+
+
+class Part(NamedTuple):
+    """A stage that does something in a parameter group."""
+
+    stage: Stage
+    hyper: Hyper
+    names: tuple[str, ...]  # those of its tensors that are in use
+
+
+Active = Sequence[Part]  # in the order of their places
 
 
 def advance(
@@ -22,7 +32,7 @@ def advance(
     """One step of a chain as a pure function: the new parameter and the new state.
 
     Args:
-        active: stages in the order of their places, with their hyper-parameters.
+        active: the stages that do something.
         param, grad: real tensors of one shape.
         state: the stages' tensors, of the same shape.
         known: ``lr``, ``step``, ``maximize`` and whatever else the stages' signatures name.
@@ -32,28 +42,29 @@ def advance(
     scaled = False
     for place in Place:
         if place is Place.UPDATE and not scaled:
+            # u_t = α d_t
             x = known["lr"] * x
         if place is Place.PARAMETERS:
+            # θ_t = θ_{t−1} − u_t
             x = param - x
-        for stage, hyper in active:
+        for stage, hyper, names in active:
             if stage.place is place:
-                names = stage.remembers(hyper)
                 given = {"param": param, "memory": tuple(state[name] for name in names), **known, **hyper}
                 given |= {**dict.fromkeys(stage.state), **state}
                 out = stage.update(x, **{name: given[name] for name in stage.needs})
                 x, *new = out if stage.state else (out,)
                 state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
                 scaled |= stage.includes_lr
-    for stage, hyper in active:
+    for stage, hyper, _ in active:
         state.update(stage.after(state, {**known, **hyper}))
     return x, state
 
 
 def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
     """Advance a parameter and its state where they are, slice by slice."""
-    names = [name for stage, hyper in active for name in stage.remembers(hyper)]
-    counted = any("coordinate" in stage.needs for stage, _ in active)
-    tensors = [real(_local(t)) for t in (param, grad, *(state[name] for name in names))]
+    names = [name for part in active for name in part.names]
+    counted = any("coordinate" in part.stage.needs for part in active)
+    tensors = [real(local(t)) for t in (param, grad, *(state[name] for name in names))]
     for row, (p, g, *old) in _slices(tensors):
         if counted:
             known = {**known, "coordinate": coordinates(param, p.shape, row)}
@@ -71,7 +82,7 @@ def step_differentiably(
     def back(tensor: Tensor) -> Tensor:
         return torch.view_as_complex(tensor) if param.is_complex() else tensor
 
-    names = [name for stage, hyper in active for name in stage.remembers(hyper)]
+    names = [name for part in active for name in part.names]
     p = real(param.clone())
     known = {**known, "coordinate": coordinates(param, p.shape, 0)}
     new_param, new = advance(active, p, real(grad), {name: real(state[name]) for name in names}, known)
@@ -79,7 +90,7 @@ def step_differentiably(
     state.update({name: back(new[name]) for name in names})
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor (FSDP) that this process holds; any other tensor as it is."""
     return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
 
@@ -100,28 +111,31 @@ def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]
         yield row, [tensor[row : row + rows] for tensor in tensors]
 
 
+def shard(param: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of the whole parameter, in reals, and where in it begins the part that this process holds."""
+    shape, offset = tuple(param.shape), (0,) * param.dim()
+    if hasattr(param, "to_local"):
+        from torch.distributed.tensor import DTensor
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        assert isinstance(param, DTensor)
+        _, first = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+        offset = tuple(first)
+    return ((*shape, 2), (*offset, 0)) if param.is_complex() else (shape, offset)
+
+
 def coordinates(param: Tensor, shape: torch.Size, row: int) -> Tensor:
     """Positions, counted row by row in the whole parameter, of a slice of `shape` that begins at local row `row`.
 
     A shard counts as the whole tensor would: every process draws the numbers that one process would have drawn.
     """
-    whole = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    whole, offset = shard(param)
     if not hasattr(param, "to_local"):
         first = row * math.prod(whole[1:])
         return torch.arange(first, first + math.prod(shape), device=param.device).view(shape)
-
-    from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    assert isinstance(param, DTensor)
-    _, first_index = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
-    offset = [*first_index, 0] if param.is_complex() else list(first_index)
-    if offset:
-        offset[0] += row
     position = torch.zeros((), dtype=torch.int64, device=param.device)
-    stride = 1
-    for dim in reversed(range(len(shape))):
-        along = torch.arange(offset[dim], offset[dim] + shape[dim], device=param.device) * stride
+    for dim, size in enumerate(shape):
+        begin = offset[dim] + (row if dim == 0 else 0)
+        along = torch.arange(begin, begin + size, device=param.device) * math.prod(whole[dim + 1 :])
         position = position + along.view([-1] + [1] * (len(shape) - 1 - dim))
-        stride *= whole[dim]
     return position.expand(shape)

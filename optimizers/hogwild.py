@@ -29,7 +29,7 @@ from .execution import Active, Hyper, advance, coordinates, real
 
 def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
     """Advance a parameter and its state where they are, writing no coordinate that the step does not change."""
-    names = [name for stage, hyper in active for name in stage.remembers(hyper)]
+    names = [name for part in active for name in part.names]
     shared = [real(tensor) for tensor in (param, *(state[name] for name in names))]
     if grad.is_sparse:
         grad = grad.coalesce()

@@ -121,7 +121,7 @@ class Lookahead(Stage):
         pairs = [
             (param, optimizer.state[param]["slow_param"])
             for group in optimizer.param_groups
-            if any(stage is stages[0] for stage, _ in optimizer._active(group))
+            if any(part.stage is stages[0] for part in optimizer._active(group))
             for param in group["params"]
             if "slow_param" in optimizer.state.get(param, ())
         ]

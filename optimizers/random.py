@@ -40,22 +40,27 @@ def _mix(x: Any) -> Any:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
+def _word(x: Any) -> Any:
+    """The last 32 bits of a whole number or a tensor of one."""
+    return x.to(torch.int32) if isinstance(x, Tensor) else _signed(int(x))
+
+
 def bits(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:
     """32 random bits per coordinate, as int32, shaped like `coordinate`.
 
     Args:
-        seed: the extension's seed, a whole number.
+        seed: the extension's seed, a whole number or a 0-d tensor of one, as the two that follow.
         index: position of the parameter among all parameters of the optimizer.
-        step: 1 at the first step; a number or a 0-d tensor.
+        step: 1 at the first step.
         coordinate: int64 positions in the whole (unsharded) parameter, row by row.
         stream: tells independent draws for the same coordinate apart.
     """
     # The key depends on no coordinate: where the step is a number, all of it is plain integers.
-    count = step.to(coordinate.device, torch.int32) if isinstance(step, Tensor) else int(step)
-    key = _signed(seed)
+    count = step.to(coordinate.device) if isinstance(step, Tensor) else step
+    key = _word(seed)
     # One full mix per word: nearby seeds, parameters and steps must not give related noise.
-    for word in (_signed(seed >> 32), _signed(index), count, _signed(stream)):
-        key = _wrapped(_mix(key) + word + _signed(0x9E3779B9))
+    for word in (seed >> 32, index, count, stream):
+        key = _wrapped(_mix(key) + _word(word) + _signed(0x9E3779B9))
     low, high = coordinate.to(torch.int32), (coordinate >> 32).to(torch.int32)
     mixed: Tensor = _mix(_mix(low ^ _mix(key)) + high + key)
     return mixed

@@ -92,7 +92,7 @@ class Stage:
         """The names in `state` that are in use at these values; the others are not kept and given as None."""
         return self.state
 
-    def count(self, scalars: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> dict[str, Tensor]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
         return {}
 

@@ -12,15 +12,15 @@ from .stage import select
 def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
     """Create what the state lacks: everything at the first step, an extension's part after a foreign checkpoint."""
     numbers = {"step": 0.0}
-    for stage, _ in active:
-        numbers |= stage.scalars
+    for part in active:
+        numbers |= part.stage.scalars
     for name, value in numbers.items():
         if name not in state:
             state[name] = torch.tensor(value, dtype=torch.float32, device=home(param, group))
-    for stage, hyper in active:
-        for name in stage.remembers(hyper):
+    for part in active:
+        for name in part.names:
             if name not in state:
-                state[name] = stage.initial(name, param.detach())
+                state[name] = part.stage.initial(name, param.detach())
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:

@@ -1,0 +1,284 @@
+"""A `Program` written as C: one function that walks over a table of tensors and reads and writes each once.
+
+Two functions make the kernel. `prepare` counts a parameter's step and computes the numbers that hold for all of its
+coordinates (bias corrections and the like), in double precision. `advance` is the rule itself, one coordinate after
+the other, in the precision of the tensors; the compiler makes vectors of it. What is around them is the same for
+every chain, and stands in `_FRAME`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .tracing import Operation, Program, Untraceable, Value
+
+# How an operation is written, once its operands are of one type; {f} is the suffix of that type's C functions.
+_INFIX = dict(add="+", sub="-", mul="*", div="/", lt="<", gt=">", le="<=", ge=">=", eq="==", ne="!=")
+_INFIX |= dict(bitwise_and="&", bitwise_or="|", bitwise_xor="^", logical_and="&&", logical_or="||")
+_INFIX |= {"__and__": "&", "__or__": "|", "__xor__": "^", "__rshift__": ">>", "__lshift__": "<<"}
+_INFIX |= dict(bitwise_right_shift=">>", bitwise_left_shift="<<")
+_WRITTEN = {name: f"{{0}} {symbol} {{1}}" for name, symbol in _INFIX.items()}
+_WRITTEN |= {name: f"{name}{{f}}({{0}})" for name in ("sqrt", "exp", "log", "sin", "cos", "tanh", "floor")}
+_WRITTEN |= dict.fromkeys(("_to_copy", "clone", "detach", "alias", "full_like", "full", "scalar_tensor"), "{0}")
+_WRITTEN |= {
+    "rsub": "{1} - {0}",
+    "neg": "-{0}",
+    "abs": "fabs{f}({0})",
+    "rsqrt": "1 / sqrt{f}({0})",
+    "reciprocal": "1 / {0}",
+    "sign": "({0} > 0) - ({0} < 0)",
+    "pow": "pow{f}({0}, {1})",
+    "remainder": "{0} - {1} * floor{f}({0} / {1})",
+    # As in torch, what is not a number stays so.
+    "maximum": "{0} > {1} || {0} != {0} ? {0} : {1}",
+    "minimum": "{0} < {1} || {0} != {0} ? {0} : {1}",
+    "where": "{0} ? {1} : {2}",
+    "logical_not": "!{0}",
+    "zeros_like": "0",
+    "ones_like": "1",
+}
+_POWERS = {2: "{0} * {0}", 0.5: "sqrt{f}({0})", 1: "{0}", 3: "{0} * {0} * {0}", -1: "1 / {0}"}
+_PREDICATES = ("lt", "gt", "le", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not")
+
+_TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.int32: "int32_t",
+    torch.int64: "int64_t",
+    torch.bool: "int",
+}
+# 16-bit floats are stored as such and computed with as float.
+STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
+
+_BFLOAT16 = """
+typedef struct { uint16_t bits; } bfloat16;
+
+static inline float load(bfloat16 x) {
+    union { uint32_t bits; float value; } u = {(uint32_t)x.bits << 16};
+    return u.value;
+}
+
+static inline bfloat16 store(float x) { // to nearest, ties to even
+    union { float value; uint32_t bits; } u = {x};
+    return (bfloat16){x != x ? 0x7fc0 : (u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16};
+}
+"""
+
+# A tensor's elements, in the order of memory, as runs of evenly spaced coordinates: `dims` dimensions from the
+# outermost in memory to the innermost, each with its size and its stride in coordinates, the first coordinate before.
+_LOCATE = """
+static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, int64_t *rest) {
+    int64_t dims = layout[0], coordinate = layout[1];
+    *stride = layout[2 * dims + 1];
+    *rest = layout[2 * dims] - element % layout[2 * dims];
+    for (; dims > 0; --dims) {
+        coordinate += element % layout[2 * dims] * layout[2 * dims + 1];
+        element /= layout[2 * dims];
+    }
+    return coordinate;
+}
+"""
+
+_FRAME = """
+int step(int64_t rows, int threads, const row *table, const {grad} *const *grads, const int64_t *sizes,
+         const int64_t *indices, const int64_t *const *layouts, const double *real, const int64_t *whole) {{
+    enum {{ CHUNK = {chunk} }};
+    numbers *prepared = malloc(rows * sizeof *prepared);
+    int64_t *first = malloc((rows + 1) * sizeof *first); // the number of a tensor's first chunk
+    if (!prepared || !first) {{ free(prepared); free(first); return 1; }}
+    first[0] = 0;
+    for (int64_t i = 0; i < rows; ++i) {{
+        prepared[i] = prepare(table + i, indices[i], real, whole);
+        first[i + 1] = first[i] + (sizes[i] + CHUNK - 1) / CHUNK;
+    }}
+    #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t chunk = 0; chunk < first[rows]; ++chunk) {{
+        int64_t low = 0, high = rows; // first[low] <= chunk < first[high]
+        while (high - low > 1) {{
+            int64_t middle = (low + high) / 2;
+            if (first[middle] <= chunk) low = middle; else high = middle;
+        }}
+        int64_t begin = (chunk - first[low]) * CHUNK, end = begin + CHUNK < sizes[low] ? begin + CHUNK : sizes[low];
+{call}
+    }}
+    free(prepared);
+    free(first);
+    return 0;
+}}
+"""
+
+_CALL = "        advance(table + low, grads[low], prepared + low, begin, end, 0, 0);"
+_CALL_IN_RUNS = """
+        while (begin < end) {
+            int64_t stride, rest, coordinate = locate(layouts[low], begin, &stride, &rest);
+            int64_t stop = begin + rest < end ? begin + rest : end;
+            if (stride == 1) // known to be 1, it is faster
+                advance(table + low, grads[low], prepared + low, begin, stop, coordinate, 1);
+            else
+                advance(table + low, grads[low], prepared + low, begin, stop, coordinate, stride);
+            begin = stop;
+        }""".strip("\n")
+
+# Elements that a thread updates at a time: few enough to share out the work, many enough to forget the loop around.
+CHUNK = 1 << 15
+
+
+def c_source(program: Program, stored: Sequence[torch.dtype]) -> str:
+    """The C text of a program's kernel.
+
+    Args:
+        program: what one step computes.
+        stored: how the parameter, its gradient and then each state tensor is kept in memory.
+
+    Raises:
+        Untraceable: the program has an operation for which there is no C here.
+    """
+    return _Writer(program, stored).text()
+
+
+class _Writer:
+    def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
+        self.program = program
+        param, grad, *state = (STORED[dtype] for dtype in stored)
+        self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
+        self.handed_over: dict[str, tuple[str, Value]] = {}  # numbers that `advance` is given: their types there
+        self.counts = any(
+            isinstance(a, Value) and a.name == "coordinate" for op in program.operations for a in op.args
+        )
+
+    def text(self) -> str:
+        advance = self._advance()  # says which numbers it needs from `prepare`
+        fields = [f"{kind} *{name};" for name, kind in self.stored.items() if name != "grad"]
+        fields += [f"float *{name};" for name in ("step", *self.program.scalars)]
+        numbers = [f"{kind} {name};" for name, (kind, _) in self.handed_over.items()]
+        parts = [
+            "#include <math.h>\n#include <stdint.h>\n#include <stdlib.h>",
+            _BFLOAT16 if "bfloat16" in self.stored.values() else "",
+            _block("typedef struct {", fields, "} row;"),
+            _block("typedef struct {", numbers or ["char none;"], "} numbers;"),
+            self._prepare(),
+            advance,
+            _LOCATE if self.counts else "",
+            _FRAME.format(grad=self.stored["grad"], chunk=CHUNK, call=_CALL_IN_RUNS if self.counts else _CALL),
+        ]
+        return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+    def _prepare(self) -> str:
+        lines = ["const double step = *at->step += 1;"]
+        lines += [f"const double {name} = *at->{name};" for name in self.program.scalars]
+        lines += [f"const double {name} = real[{i}];" for i, name in enumerate(self.program.reals)]
+        lines += [f"const int64_t {name} = whole[{i}];" for i, name in enumerate(self.program.wholes)]
+        lines += self._statements(elementwise=False)
+        for name, value in self.program.stores:
+            if name in self.program.scalars:
+                lines.append(f"*at->{name} = {self._operand(value, torch.float32)};")
+        given = [f".{name} = ({kind}){value.name}" for name, (kind, value) in self.handed_over.items()]
+        lines.append(f"return (numbers){{{', '.join(given) or '0'}}};")
+        head = "static numbers prepare(const row *at, int64_t index, const double *real, const int64_t *whole) {"
+        return _block(head, lines, "}")
+
+    def _advance(self) -> str:
+        loads, stores = [], []
+        for name, kind in self.stored.items():
+            element = f"{name}_at[i]"
+            computed = "double" if kind == "double" else "float"
+            loads.append(f"const {computed} {name} = {f'load({element})' if kind == 'bfloat16' else element};")
+        if self.counts:
+            loads.append("const int64_t coordinate = at_begin + (i - begin) * stride;")
+        body = self._statements(elementwise=True)
+        for name, value in self.program.stores:
+            if name in self.stored and not (isinstance(value, Value) and value.name == name):
+                kind = self.stored[name]
+                result = self._operand(value, torch.float64 if kind == "double" else torch.float32, in_loop=True)
+                stores.append(f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};")
+        pointers = [
+            f"{kind} *restrict const {name}_at = at->{name};"
+            for name, kind in self.stored.items()
+            if name != "grad"
+        ]
+        numbers = [f"const {kind} {name} = given->{name};" for name, (kind, _) in self.handed_over.items()]
+        loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
+        head = (
+            f"static inline void advance(const row *at, const {self.stored['grad']} *restrict grad_at, "
+            "const numbers *given,\n"
+            "                           int64_t begin, int64_t end, int64_t at_begin, int64_t stride) {"
+        )
+        return _block(head, [*pointers, *numbers, *loop.splitlines()], "}")
+
+    def _statements(self, elementwise: bool) -> list[str]:
+        lines, equation = [], ""
+        for operation in self.program.operations:
+            if operation.result.elementwise is elementwise:
+                if operation.equation not in ("", equation):
+                    equation = operation.equation
+                    lines.append(f"// {equation}")
+                lines += self._statement(operation, elementwise)
+        return lines
+
+    def _statement(self, operation: Operation, in_loop: bool) -> list[str]:
+        name, args, result = operation.name, operation.args, operation.result
+        dtype = _common(args) if name in _PREDICATES else result.dtype
+        kind = _TYPES[result.dtype]
+
+        def written(template: str, *operands: Any) -> str:
+            texts = [
+                self._operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
+                for i, a in enumerate(operands)
+            ]
+            return template.format(*texts, f="f" if dtype == torch.float32 else "")
+
+        if name == "clamp":
+            x, low, high = (*args, None)[:3]
+            lines = []
+            for bound, symbol, label in ((low, "<", f"{result.name}_low"), (high, ">", result.name)):
+                if bound is not None:
+                    lines.append(
+                        f"const {kind} {label} = {written(f'{{0}} {symbol} {{1}} ? {{1}} : {{0}}', x, bound)};"
+                    )
+                    x = Value(label, result.dtype, result.elementwise)
+            return lines if high is not None else [*lines, f"const {kind} {result.name} = {result.name}_low;"]
+        if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:
+            return [f"const {kind} {result.name} = {written(_POWERS[args[1]], args[0])};"]
+        if name in ("add", "sub") and len(args) == 3:  # with torch's factor alpha
+            return [f"const {kind} {result.name} = {written(f'{{0}} {_INFIX[name]} {{2}} * {{1}}', *args)};"]
+        if name not in _WRITTEN:
+            raise Untraceable(f"there is no C for torch's operation {name}")
+        return [f"const {kind} {result.name} = {written(_WRITTEN[name], *args)};"]
+
+    def _operand(self, value: Any, dtype: torch.dtype, in_loop: bool = False) -> str:
+        """A value, or a Python number, as it is written where `dtype` is wanted."""
+        kind = _TYPES[dtype]
+        if not isinstance(value, Value):
+            return _literal(value, dtype)
+        if value.elementwise or not in_loop:
+            return value.name if _TYPES[value.dtype] == kind else f"({kind}){value.name}"
+        # A number, cast once and not at every coordinate; under its own name unless it is needed in two types.
+        name = value.name if self.handed_over.get(value.name, (kind,))[0] == kind else f"{value.name}_{kind}"
+        self.handed_over[name] = kind, value
+        return name
+
+
+def _block(head: str, lines: Sequence[str], tail: str) -> str:
+    return "\n".join([head, *(f"    {line}" for line in lines), tail])
+
+
+def _literal(value: Any, dtype: torch.dtype) -> str:
+    if not dtype.is_floating_point:
+        text = str(int(value))
+    elif math.isfinite(value):
+        text = repr(float(value)) + ("f" if dtype == torch.float32 else "")
+    else:
+        text = "NAN" if math.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"
+    return f"({text})" if text.startswith("-") else text
+
+
+def _common(args: Sequence[Any]) -> torch.dtype:
+    """The type in which operands are compared: numbers take a tensor's, as far as it has room for them."""
+    values = [a for a in args if isinstance(a, Value)]
+    values = [v for v in values if v.elementwise] or values
+    kinds = [torch.bool, torch.int32, torch.int64, torch.float32, torch.float64]
+    common = max((v.dtype for v in values), key=kinds.index)
+    fractions = any(a.dtype.is_floating_point if isinstance(a, Value) else isinstance(a, float) for a in args)
+    return torch.float32 if fractions and not common.is_floating_point else common

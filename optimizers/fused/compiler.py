@@ -1,0 +1,120 @@
+"""C text into a function that Python can call, by the machine's own C compiler; kept on disk for the next process."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+# Not -ffast-math: it would lose NaN and infinity, and set the whole process to flush small numbers to zero.
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+# From what makes the fastest code to what any compiler takes.
+_OPTIONS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+INSTALL = (
+    "install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install; "
+    "conda: conda install c-compiler) or name yours in the environment variable CC"
+)
+
+
+class NoCompiler(Exception):
+    """There is no C compiler, or it cannot compile; the message says what to do."""
+
+
+def find() -> str | None:
+    """The C compiler: the one that CC names, or else the first on the path."""
+    named = os.environ.get("CC")
+    return next(filter(None, map(shutil.which, [named] if named else ["cc", "gcc", "clang"])), None)
+
+
+def folder() -> Path:
+    """Where compiled functions are kept: OPTIMIZERS_CACHE, or a folder of the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("OPTIMIZERS_CACHE") or Path(base) / "optimizers")
+
+
+@functools.cache
+def load(source: str) -> Callable[..., int]:
+    """The function ``step`` of a C source.
+
+    Raises:
+        NoCompiler: nothing is there to compile it, or it does not compile.
+    """
+    command, identity = _toolchain()
+    name = hashlib.sha256("\0".join((identity, *command, source)).encode()).hexdigest()[:32] + ".so"
+    try:
+        place = folder()
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise OSError
+    except OSError:
+        place = Path(tempfile.mkdtemp(prefix="optimizers-"))
+    library = place / name
+    for attempt in (1, 2):
+        if not library.exists():
+            _compile(command, source, library)
+        try:
+            step = ctypes.CDLL(str(library)).step
+            break
+        except OSError as error:  # damaged, for example by a full disk
+            library.unlink(missing_ok=True)
+            if attempt == 2:
+                raise NoCompiler(f"what {command[0]} made cannot be loaded: {error}") from None
+    step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 7
+    step.restype = ctypes.c_int
+    function: Callable[..., int] = step
+    return function
+
+
+@functools.cache
+def _toolchain() -> tuple[tuple[str, ...], str]:
+    """The command that compiles here, and all that its output depends on besides the source."""
+    compiler = find()
+    if compiler is None:
+        named = os.environ.get("CC")
+        raise NoCompiler(f"CC={named} is not a program" if named else f"there is no C compiler: {INSTALL}")
+    failure = ""
+    with tempfile.TemporaryDirectory() as temporary:
+        for options in _OPTIONS:
+            command = (compiler, *_FLAGS, *options)
+            failed = _build(command, "int probe;", Path(temporary) / "probe.so")
+            if not failed:
+                # The compiler's version and the machine's instructions, as it names them itself.
+                macros = _run([*command, "-x", "c", "-dM", "-E", "-"], "").stdout
+                return command, hashlib.sha256(macros.encode()).hexdigest()
+            failure = failure or failed
+    raise NoCompiler(f"{compiler} does not compile ({failure.splitlines()[0]}): {INSTALL}")
+
+
+def _links(command: tuple[str, ...]) -> list[str]:
+    """With torch's own OpenMP library, so that one pool of threads does the work of both, and with libm."""
+    own = (
+        next(iter((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")), None)
+        if "-fopenmp" in command
+        else None
+    )
+    return [*([str(own)] if own else []), "-lm"]
+
+
+def _compile(command: tuple[str, ...], source: str, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
+        made = Path(temporary) / library.name
+        failure = _build(command, source, made)
+        if failure:
+            raise NoCompiler(f"{command[0]} does not compile a step: {failure}")
+        os.replace(made, library)
+
+
+def _build(command: tuple[str, ...], source: str, library: Path) -> str:
+    """Make a shared library; returns what the compiler says when it cannot."""
+    done = _run([*command, "-shared", "-o", str(library), "-x", "c", "-", "-x", "none", *_links(command)], source)
+    return done.stderr.strip() or "no reason given" if done.returncode else ""
+
+
+def _run(command: list[str], text: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")

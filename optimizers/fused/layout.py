@@ -1,0 +1,46 @@
+"""Which coordinate of a parameter stands where in memory."""
+
+import math
+from array import array
+
+from torch import Tensor
+
+
+def in_memory(tensor: Tensor) -> list[int] | None:
+    """The dimensions of more than one element, the outermost in memory first; None where elements are not in a row."""
+    dims = sorted((d for d in range(tensor.dim()) if tensor.shape[d] != 1), key=tensor.stride, reverse=True)
+    expected = 1
+    for d in reversed(dims):
+        if tensor.stride(d) != expected:
+            return [] if tensor.numel() == 0 else None
+        expected *= tensor.shape[d]
+    return dims
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape have each coordinate at the same place in memory."""
+    return all(size == 1 or a.stride(d) == b.stride(d) for d, size in enumerate(a.shape))
+
+
+def layout(tensor: Tensor, whole: tuple[int, ...], offset: tuple[int, ...]) -> "array[int]":
+    """The coordinates of a tensor's elements, in the order of memory, as a kernel's `locate` reads them.
+
+    Args:
+        tensor: the elements, in a row in memory.
+        whole: the shape of the parameter of which they may be a shard.
+        offset: where in it the shard begins.
+
+    Returns:
+        dims, the first coordinate, and for every dimension, the outermost in memory first, its size and the stride in
+        coordinates, counted row by row in the whole parameter; dimensions that can be walked as one are one.
+    """
+    strides = [math.prod(whole[d + 1 :]) for d in range(len(whole))]
+    merged: list[tuple[int, int]] = []
+    for d in in_memory(tensor) or []:
+        size, stride = tensor.shape[d], strides[d]
+        if merged and merged[-1][1] == size * stride:
+            size *= merged.pop()[0]
+        merged.append((size, stride))
+    merged = merged or [(1, 1)]
+    first = sum(o * s for o, s in zip(offset, strides, strict=True))
+    return array("q", [len(merged), first, *(number for pair in merged for number in pair)])

@@ -12,6 +12,7 @@ The mathematics is in the stages, as pure functions; this module keeps torch's b
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, TypedDict, cast, overload
 
 import torch
@@ -20,7 +21,8 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from .composition import in_order, refuse_clashes
 from .execution import Active, Hyper, Part, step_differentiably, step_in_place
-from .fused import FusedStep, Indexed, worth_it
+from .fused import FusedStep, worth_it
+from .fused.table import Indexed
 from .hogwild import step_lock_free
 from .stage import Stage
 from .state import adopt, begin, home, number, schedule
@@ -119,22 +121,22 @@ class Chain(Optimizer):
         members = self._with_gradients()
         actives = [self._active(group) for group in self.param_groups]
         shared = self._shared(actives, members)
-        for i, (group, active, pairs) in enumerate(zip(self.param_groups, actives, members, strict=True)):
-            if pairs and self._compiles(group):
-                pairs = self._fused.setdefault(i, FusedStep())(pairs, active, group, shared, self.state)
-            for param, index in pairs:
+        for i, (group, active, params) in enumerate(zip(self.param_groups, actives, members, strict=True)):
+            if params and self._compiles(group):
+                params = self._fused.setdefault(i, FusedStep())(params, active, group, shared, self.state)
+            for index, param in params.items():
                 self._step_parameter(param, index, group, active, shared)
         return loss
 
     def _with_gradients(self) -> list[Indexed]:
-        """Of every group, the parameters with a gradient, each with its index among all parameters."""
-        members, index = [], 0
+        """Of every group, the parameters with a gradient, by their indices among all parameters."""
+        members, first = [], 0
         for group in self.param_groups:
-            pairs = [(param, i) for i, param in enumerate(group["params"], index) if param.grad is not None]
-            index += len(group["params"])
-            members.append(pairs)
-            for param, _ in pairs:
-                if param.grad.is_sparse and not (self._lock_free and param.grad.sparse_dim() == 1):
+            params = {i: param for i, param in enumerate(group["params"], first) if param.grad is not None}
+            first += len(group["params"])
+            members.append(params)
+            for param in filter(attrgetter("grad.is_sparse"), params.values()):
+                if not (self._lock_free and param.grad.sparse_dim() == 1):
                     raise RuntimeError(
                         f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
                         f"{tuple(param.shape)}: build the embedding with sparse=False"
@@ -148,7 +150,7 @@ class Chain(Optimizer):
         stages = {part.stage: part.hyper for active in reversed(actives) for part in active}
         shared: Hyper = {}
         if any(type(stage).before is not Stage.before for stage in stages):
-            grads = [cast(Tensor, param.grad) for pairs in members for param, _ in pairs]
+            grads = [cast(Tensor, param.grad) for params in members for param in params.values()]
             grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
             for stage, hyper in stages.items():
                 shared |= stage.before(grads, hyper)

@@ -52,6 +52,14 @@ _TYPES = {
 # 16-bit floats are stored as such and computed with as float.
 STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 
+_INCLUDES = """
+#define __FAST_MATH__ // so that glibc has vectors of logf and cosf; nothing else depends on it
+#include <math.h>
+#undef __FAST_MATH__
+#include <stdint.h>
+#include <stdlib.h>
+"""
+
 _BFLOAT16 = """
 typedef struct { uint16_t bits; } bfloat16;
 
@@ -66,8 +74,8 @@ static inline bfloat16 store(float x) { // to nearest, ties to even
 }
 """
 
-# A tensor's elements, in the order of memory, as runs of evenly spaced coordinates: `dims` dimensions from the
-# outermost in memory to the innermost, each with its size and its stride in coordinates, the first coordinate before.
+# A tensor's elements, in the order of memory, are runs of evenly spaced coordinates; `layout` says how to read these
+# numbers.
 _LOCATE = """
 static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, int64_t *rest) {
     int64_t dims = layout[0], coordinate = layout[1];
@@ -109,15 +117,12 @@ int step(int64_t rows, int threads, const row *table, const {grad} *const *grads
 }}
 """
 
-_CALL = "        advance(table + low, grads[low], prepared + low, begin, end, 0, 0);"
-_CALL_IN_RUNS = """
+_UPDATE = "        update(table + low, grads[low], prepared + low, begin, end, 0, 0);"
+_UPDATE_RUNS = """
         while (begin < end) {
             int64_t stride, rest, coordinate = locate(layouts[low], begin, &stride, &rest);
             int64_t stop = begin + rest < end ? begin + rest : end;
-            if (stride == 1) // known to be 1, it is faster
-                advance(table + low, grads[low], prepared + low, begin, stop, coordinate, 1);
-            else
-                advance(table + low, grads[low], prepared + low, begin, stop, coordinate, stride);
+            update(table + low, grads[low], prepared + low, begin, stop, coordinate, stride);
             begin = stop;
         }""".strip("\n")
 
@@ -143,6 +148,7 @@ class _Writer:
         self.program = program
         param, grad, *state = (STORED[dtype] for dtype in stored)
         self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
+        self.gates = self._gates()
         self.handed_over: dict[str, tuple[str, Value]] = {}  # numbers that `advance` is given: their types there
         self.counts = any(
             isinstance(a, Value) and a.name == "coordinate" for op in program.operations for a in op.args
@@ -154,14 +160,15 @@ class _Writer:
         fields += [f"float *{name};" for name in ("step", *self.program.scalars)]
         numbers = [f"{kind} {name};" for name, (kind, _) in self.handed_over.items()]
         parts = [
-            "#include <math.h>\n#include <stdint.h>\n#include <stdlib.h>",
+            _INCLUDES,
             _BFLOAT16 if "bfloat16" in self.stored.values() else "",
             _block("typedef struct {", fields, "} row;"),
             _block("typedef struct {", numbers or ["char none;"], "} numbers;"),
             self._prepare(),
             advance,
+            self._update(),
             _LOCATE if self.counts else "",
-            _FRAME.format(grad=self.stored["grad"], chunk=CHUNK, call=_CALL_IN_RUNS if self.counts else _CALL),
+            _FRAME.format(grad=self.stored["grad"], chunk=CHUNK, call=_UPDATE_RUNS if self.counts else _UPDATE),
         ]
         return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
@@ -192,20 +199,52 @@ class _Writer:
             if name in self.stored and not (isinstance(value, Value) and value.name == name):
                 kind = self.stored[name]
                 result = self._operand(value, torch.float64 if kind == "double" else torch.float32, in_loop=True)
-                stores.append(f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};")
-        pointers = [
-            f"{kind} *restrict const {name}_at = at->{name};"
-            for name, kind in self.stored.items()
-            if name != "grad"
+                store = f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};"
+                stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
+        pointers = [f"{self.stored[name]} *restrict const {name}_at = at->{name};" for name in self.program.names]
+        numbers = [
+            f"const {kind} {name} = given->{name};"
+            for name, (kind, _) in self.handed_over.items()
+            if name not in self.gates.values()
         ]
-        numbers = [f"const {kind} {name} = given->{name};" for name, (kind, _) in self.handed_over.items()]
         loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
-        head = (
-            f"static inline void advance(const row *at, const {self.stored['grad']} *restrict grad_at, "
-            "const numbers *given,\n"
-            "                           int64_t begin, int64_t end, int64_t at_begin, int64_t stride) {"
+        gates = "".join(f", const int {gate}" for gate in dict.fromkeys(self.gates.values()))
+        head = f"static inline void advance({self._parameters('restrict grad_at')}{gates}) {{"
+        return _block(head, [*pointers, *numbers, "#pragma omp simd", *loop.splitlines()], "}")
+
+    def _update(self) -> str:
+        """Choose among the compiled forms of `advance`: with every gate open or shut."""
+        arguments = "at, grad, given, begin, end, at_begin, stride"
+        calls = [("", arguments)]
+        for gate in dict.fromkeys(self.gates.values()):
+            calls = [
+                (" && ".join(filter(None, (condition, f"{'' if state else '!'}given->{gate}"))), f"{call}, {state}")
+                for condition, call in calls
+                for state in (0, 1)
+            ]
+        lines = [f"if ({condition or 1}) advance({call});" for condition, call in calls]
+        return _block(f"static void update({self._parameters('grad')}) {{", lines, "}")
+
+    def _parameters(self, grad: str) -> str:
+        return (
+            f"const row *at, const {self.stored['grad']} *{grad}, const numbers *given,\n"
+            "        int64_t begin, int64_t end, int64_t at_begin, int64_t stride"
         )
-        return _block(head, [*pointers, *numbers, *loop.splitlines()], "}")
+
+    def _gates(self) -> dict[str, str]:
+        """The tensors that a step leaves as they are unless a number says otherwise, each with that number's name.
+
+        (Lookahead's slow weights: but for every k-th step, they need neither be read nor written.)
+        """
+        made = {operation.result: operation for operation in self.program.operations}
+        gates = {}
+        for name, value in self.program.stores:
+            operation = made.get(value)
+            if name in self.stored and operation is not None and operation.name == "where":
+                condition, _, other = operation.args
+                if isinstance(other, Value) and other.name == name and not condition.elementwise:
+                    gates[name] = condition.name
+        return gates if len(set(gates.values())) <= 2 else {}
 
     def _statements(self, elementwise: bool) -> list[str]:
         lines, equation = [], ""
@@ -220,6 +259,8 @@ class _Writer:
     def _statement(self, operation: Operation, in_loop: bool) -> list[str]:
         name, args, result = operation.name, operation.args, operation.result
         dtype = _common(args) if name in _PREDICATES else result.dtype
+        if result.dtype not in _TYPES:
+            raise Untraceable(f"there is no C here for {result.dtype}, which torch's operation {name} gives")
         kind = _TYPES[result.dtype]
 
         def written(template: str, *operands: Any) -> str:
@@ -231,14 +272,10 @@ class _Writer:
 
         if name == "clamp":
             x, low, high = (*args, None)[:3]
-            lines = []
-            for bound, symbol, label in ((low, "<", f"{result.name}_low"), (high, ">", result.name)):
-                if bound is not None:
-                    lines.append(
-                        f"const {kind} {label} = {written(f'{{0}} {symbol} {{1}} ? {{1}} : {{0}}', x, bound)};"
-                    )
-                    x = Value(label, result.dtype, result.elementwise)
-            return lines if high is not None else [*lines, f"const {kind} {result.name} = {result.name}_low;"]
+            raised = Value(f"{result.name}_raised", result.dtype, result.elementwise)
+            lift = written("{0} < {1} ? {1} : {0}", x, low) if low is not None else self._operand(x, dtype, in_loop)
+            lower = written("{0} > {1} ? {1} : {0}", raised, high) if high is not None else raised.name
+            return [f"const {kind} {raised.name} = {lift};", f"const {kind} {result.name} = {lower};"]
         if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:
             return [f"const {kind} {result.name} = {written(_POWERS[args[1]], args[0])};"]
         if name in ("add", "sub") and len(args) == 3:  # with torch's factor alpha

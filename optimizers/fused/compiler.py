@@ -1,4 +1,4 @@
-"""C text into a function that Python can call, by the machine's own C compiler; kept on disk for the next process."""
+"""From C text to a function, by the machine's own C compiler; kept on disk for the next process."""
 
 import ctypes
 import functools
@@ -15,7 +15,14 @@ import torch
 # Not -ffast-math: it would lose NaN and infinity, and set the whole process to flush small numbers to zero.
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 # From what makes the fastest code to what any compiler takes.
-_OPTIONS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+_OPTIONS = (
+    ("-fopenmp", "-march=native", "-mprefer-vector-width=512"),
+    ("-fopenmp", "-march=native"),
+    ("-fopenmp", "-mcpu=native"),
+    ("-march=native",),
+    ("-mcpu=native",),
+    (),
+)
 INSTALL = (
     "install one (Debian and Ubuntu: apt install gcc; Fedora: dnf install gcc; macOS: xcode-select --install; "
     "conda: conda install c-compiler) or name yours in the environment variable CC"
@@ -93,12 +100,8 @@ def _toolchain() -> tuple[tuple[str, ...], str]:
 
 def _links(command: tuple[str, ...]) -> list[str]:
     """With torch's own OpenMP library, so that one pool of threads does the work of both, and with libm."""
-    own = (
-        next(iter((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")), None)
-        if "-fopenmp" in command
-        else None
-    )
-    return [*([str(own)] if own else []), "-lm"]
+    own = (Path(torch.__file__).parent / "lib").glob("libgomp*.so*") if "-fopenmp" in command else ()
+    return [*map(str, own), "-lm"]
 
 
 def _compile(command: tuple[str, ...], source: str, library: Path) -> None:

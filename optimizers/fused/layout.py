@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def in_memory(tensor: Tensor) -> list[int] | None:
-    """The dimensions of more than one element, the outermost in memory first; None where elements are not in a row."""
+    """The dimensions longer than 1, the outermost in memory first; None where the elements are not in a row."""
     dims = sorted((d for d in range(tensor.dim()) if tensor.shape[d] != 1), key=tensor.stride, reverse=True)
     expected = 1
     for d in reversed(dims):
@@ -31,8 +31,9 @@ def layout(tensor: Tensor, whole: tuple[int, ...], offset: tuple[int, ...]) -> "
         offset: where in it the shard begins.
 
     Returns:
-        dims, the first coordinate, and for every dimension, the outermost in memory first, its size and the stride in
-        coordinates, counted row by row in the whole parameter; dimensions that can be walked as one are one.
+        How many dimensions, the first coordinate, and for each dimension, the outermost in memory first, its size
+        and its stride in coordinates, counted row by row in the whole parameter. Those that can be walked as one
+        are one.
     """
     strides = [math.prod(whole[d + 1 :]) for d in range(len(whole))]
     merged: list[tuple[int, int]] = []

@@ -154,12 +154,13 @@ def _form(value: Any) -> Any:
     return type(value) if _is_number(value) else value
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down each operation on tensors of the `meta` device, which have a dtype and a size only."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
+        self._made: dict[Any, Tensor] = {}
         self._values: dict[int, tuple[Tensor, Value]] = {}  # the tensors are kept: their ids must stay theirs
 
     def input(self, name: str, dtype: torch.dtype, size: Sequence[int] = ()) -> Tensor:
@@ -193,16 +194,15 @@ class _Recorder(TorchDispatchMode):
             arguments = (self.value(args[0] if name == "scalar_tensor" else args[1]),)
         else:
             # All by position, as the operation's own signature orders them; what is left to a default is not there.
-            given = {
-                argument.name: kwargs[argument.name]
-                for argument in func._schema.arguments
-                if argument.name in kwargs
-            }
+            given = {a.name: kwargs[a.name] for a in func._schema.arguments if a.name in kwargs}
             if name == "clamp":
                 given = {side: given.get(side) for side in ("min", "max")} if len(args) == 1 else given
             arguments = tuple(map(self.value, (*args, *given.values())))
-        elementwise = result.dim() > 0
-        value = Value(f"x{len(self.operations) + 1}", result.dtype, elementwise)
+        known = (name, result.dtype, tuple((type(a), a) for a in arguments))
+        if known in self._made:  # the same operation on the same values has the same result
+            return self._made[known]
+        self._made[known] = result
+        value = Value(f"x{len(self.operations) + 1}", result.dtype, result.dim() > 0)
         self.operations.append(Operation(name, arguments, value, _equation()))
         self._values[id(result)] = result, value
         return result

@@ -179,10 +179,8 @@ class Chain(Optimizer):
         state["step"] += 1
         step = number(state["step"], group)
         for stage, hyper, _ in active:
-            if stage.scalars:
-                scalars = {name: number(state[name], group) for name in stage.scalars}
-                for name, scalar in stage.count(scalars, step, hyper).items():
-                    state[name].copy_(scalar) if isinstance(scalar, Tensor) else state[name].fill_(scalar)
+            for name, scalar in stage.count(state, step, hyper).items():
+                state[name].copy_(scalar)
         known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},

@@ -97,7 +97,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    # (A gradient may be conjugated lazily, and then has no such view.)
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:

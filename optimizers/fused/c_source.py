@@ -36,6 +36,7 @@ _WRITTEN |= {
     "minimum": "{0} < {1} || {0} != {0} ? {0} : {1}",
     "where": "{0} ? {1} : {2}",
     "logical_not": "!{0}",
+    "bitwise_not": "!{0}",  # of booleans; of whole numbers see below
     "zeros_like": "0",
     "ones_like": "1",
 }
@@ -74,8 +75,7 @@ static inline bfloat16 store(float x) { // to nearest, ties to even
 }
 """
 
-# A tensor's elements, in the order of memory, are runs of evenly spaced coordinates; `layout` says how to read these
-# numbers.
+# A tensor's elements, in the order of memory, are runs of evenly spaced coordinates: see `layout`.
 _LOCATE = """
 static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, int64_t *rest) {
     int64_t dims = layout[0], coordinate = layout[1];
@@ -276,6 +276,8 @@ class _Writer:
             lift = written("{0} < {1} ? {1} : {0}", x, low) if low is not None else self._operand(x, dtype, in_loop)
             lower = written("{0} > {1} ? {1} : {0}", raised, high) if high is not None else raised.name
             return [f"const {kind} {raised.name} = {lift};", f"const {kind} {result.name} = {lower};"]
+        if name == "bitwise_not" and result.dtype != torch.bool:
+            return [f"const {kind} {result.name} = {written('~{0}', args[0])};"]
         if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:
             return [f"const {kind} {result.name} = {written(_POWERS[args[1]], args[0])};"]
         if name in ("add", "sub") and len(args) == 3:  # with torch's factor alpha

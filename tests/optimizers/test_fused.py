@@ -1,0 +1,469 @@
+"""The compiled step: the eager one's numbers, torch's books, no copies, no recompilation; no compiler."""
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+import optimizers
+from optimizers import (
+    SGD,
+    Adam,
+    ClipNorm,
+    ClipValue,
+    GradientDropout,
+    GradientNoise,
+    LearningRateDropout,
+    Lookahead,
+)
+from optimizers import fused as fused_step
+from optimizers.chain import Chain
+from optimizers.fused import table
+from optimizers.fused.c_source import c_source
+from optimizers.stage import Place, Stage
+
+SHAPES = ((7,), (40, 50), (), (3, 4, 5, 5), (1,))
+
+
+def all_extensions() -> list[Stage]:
+    return [
+        GradientNoise(0.01, seed=5),
+        GradientDropout(0.9, seed=6),
+        LearningRateDropout(0.5, seed=7),
+        Lookahead(5),
+    ]
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+    params[3].data = params[3].data.to(memory_format=torch.channels_last)
+    return params
+
+
+def run(optimizer: Chain, steps: int, after: Callable[[], Any] = lambda: None) -> list[Tensor]:
+    """Steps with seeded gradients; returns the parameters at the end."""
+    generator = torch.Generator().manual_seed(1)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+        optimizer.step()
+        after()
+    return [param.detach().clone() for param in params]
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_step, "_warned", set())
+
+
+@pytest.fixture
+def compiled_sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that were written, traced and handed to the compiler since the test began."""
+    written: list[str] = []
+
+    def writing(*args: Any) -> str:
+        written.append(c_source(*args))
+        return written[-1]
+
+    monkeypatch.setattr(table, "c_source", writing)
+    return written
+
+
+# ---------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize("extensions", [list, all_extensions], ids=["plain", "extended"])
+@pytest.mark.parametrize("name", optimizers.list())
+def test_eager_and_compiled_agree(name: str, extensions: Callable[[], list[Stage]]) -> None:
+    ends = []
+    for fused in (False, True):
+        optimizer = optimizers.create(name, parameters(), extensions=extensions(), fused=fused)
+        ends.append(run(optimizer, 100))
+        assert bool(optimizer.source()) is fused
+    for eager, compiled in zip(*ends, strict=True):
+        assert (eager - compiled).abs().max() <= 1e-6 * eager.abs().max()
+
+
+def test_it_repeats_bit_for_bit_on_any_number_of_threads() -> None:
+    ends = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        params = [nn.Parameter(torch.linspace(-1, 1, 100_003)), *parameters()]
+        ends.append(run(optimizers.RAdamW(params, extensions=all_extensions(), fused=True), 7))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_masks_are_the_same_in_both(memory_format: torch.memory_format) -> None:
+    moved = []
+    for fused in (False, True):
+        param = nn.Parameter(torch.zeros(16, 8, 5, 3).to(memory_format=memory_format))
+        param.grad = torch.ones(16, 8, 5, 3)
+        SGD([param], 1.0, extensions=[LearningRateDropout(0.3, seed=2**50 + 1)], fused=fused).step()
+        assert set(param.detach().unique().tolist()) == {-1.0, 0.0}
+        moved.append(param.detach())
+    assert torch.equal(*moved)
+
+
+def test_noise_is_the_same_in_both() -> None:
+    noise = []
+    for fused in (False, True):
+        param = nn.Parameter(torch.zeros(64, 1000))
+        param.grad = torch.zeros(64, 1000)
+        SGD([param], 1.0, extensions=[GradientNoise(1.0, seed=3)], fused=fused).step()
+        noise.append(param.detach())
+    assert (noise[0] - noise[1]).abs().max() < 2e-6  # of numbers up to 4.5
+    assert noise[1].std() == pytest.approx(1, abs=0.01)
+
+
+def test_double_precision() -> None:
+    ends = [run(optimizers.RAdamW(parameters(torch.float64), fused=fused), 20) for fused in (False, True)]
+    assert all((eager - compiled).abs().max() <= 1e-14 for eager, compiled in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
+    """As if the step were eager, in float32, on parameters and state that are rounded after it."""
+    params, singles = parameters(dtype), [nn.Parameter(p.detach().float()) for p in parameters(dtype)]
+    optimizer, single = Adam(params, 0.01, eps=1e-3, fused=True), Adam(singles, 0.01, eps=1e-3, fused=False)
+
+    def round_off() -> None:
+        for param in singles:
+            for tensor in (param, single.state[param]["exp_avg"], single.state[param]["exp_avg_sq"]):
+                tensor.data = tensor.data.to(dtype).float()
+
+    for t in range(20):
+        for i, (param, other) in enumerate(zip(params, singles, strict=True)):
+            param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(100 * t + i)).to(dtype)
+            other.grad = param.grad.float()
+        optimizer.step()
+        single.step()
+        round_off()
+    for param, other in zip(params, singles, strict=True):
+        assert param.dtype == optimizer.state[param]["exp_avg"].dtype == dtype
+        # A rounding in float32 may tip one in 16 bits: by one unit in the last place of then, at few coordinates.
+        assert torch.allclose(param.float(), other, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps / 4)
+        assert (param.float() == other).float().mean() > 0.98
+
+
+def test_bfloat16_is_rounded_to_nearest() -> None:
+    start = torch.linspace(-3, 3, 1001).to(torch.bfloat16)
+    step = torch.linspace(0.001, 0.9, 1001).to(torch.bfloat16)
+    param = nn.Parameter(start.clone())
+    param.grad = step
+    SGD([param], lr=0.37, fused=True).step()
+    exact = start.double() - float(torch.tensor(0.37)) * step.double()
+    assert torch.equal(param.detach(), exact.float().to(torch.bfloat16))
+
+
+class Computing(Stage):
+    """A direction that is any function at all of the gradient and the parameter."""
+
+    place = Place.DIRECTION
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        Computing.function_now = function
+
+    @staticmethod
+    def update(grad: Tensor, param: Tensor) -> Tensor:
+        return Computing.function_now(grad, param)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "arithmetic": lambda g, p: (2 - g) * p / (g + 3) - (-p) + torch.sub(g, p, alpha=3) + torch.add(g, p, alpha=0.5),
+    "powers": lambda g, p: g**2 + g**3 + p.abs() ** 0.5 + p.abs() ** 1.7 + 1 / (1 + p**2) + (p**2 + 1) ** -1,
+    "roots": lambda g, p: g.abs().sqrt() + (p**2 + 1).rsqrt() + (p**2 + 1).reciprocal(),
+    "functions": lambda g, p: g.exp() + (p.abs() + 1).log() + g.sin() * p.cos() + p.tanh() + g.floor() + g.sign(),
+    "comparisons": lambda g, p: (
+        torch.where(g > p, g, p) + torch.where(g <= 0, 1.0, p) + (g >= p) * p - (g < 0.5) * g
+    ),
+    "logic": lambda g, p: (
+        torch.where((g > 0) & (p > 0) | ~(g > p), g, p) + torch.where((g != p) ^ (g == g), 1.0, 2.0)
+    ),
+    "extremes": lambda g, p: (
+        torch.maximum(g, p) * torch.minimum(g, p) + g.clamp(-1, 0.5) + p.clamp(min=0) - g.clamp(max=p)
+    ),
+    "integers": lambda g, p: (((p * 100).to(torch.int32) * 2146121005) >> 8 & 0xFFF) * 2.0**-12 + g.remainder(0.3),
+    "constants": lambda g, p: torch.zeros_like(g) + torch.ones_like(p) + torch.full_like(g, 2.5) + g.clone(),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_operation_is_torchs(name: str) -> None:
+    ends = []
+    special = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-40]
+    for fused in (False, True):
+        grid = torch.tensor([*special, *torch.linspace(-2, 2, 45).tolist()])
+        param = nn.Parameter(grid.repeat(len(grid)))
+        param.grad = grid.repeat_interleave(len(grid))
+        optimizer = Chain([param], [Computing(FUNCTIONS[name])], lr=1.0, fused=fused)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+        ends.append(param.detach())
+    if name == "integers":  # what is not finite has no place among them
+        keep = torch.isfinite(ends[0]) & (param.grad.abs() <= 2)
+        ends = [end[keep] for end in ends]
+    assert torch.allclose(*ends, rtol=3e-6, atol=1e-6, equal_nan=True)
+
+
+# ---------------------------------------------------------------------- no copies, no recompilation
+
+
+def test_nothing_is_laid_out_anew() -> None:
+    params = parameters()
+    optimizer = Adam(params, fused=True, extensions=[Lookahead()])
+    run(optimizer, 1)
+    tensors = [*params, *(tensor for state in optimizer.state.values() for tensor in state.values())]
+    places = [tensor.data_ptr() for tensor in tensors]
+    run(optimizer, 6)
+    assert places == [tensor.data_ptr() for tensor in tensors]
+    assert all(
+        a is b for a, b in zip(tensors[5:], (t for s in optimizer.state.values() for t in s.values()), strict=True)
+    )
+
+
+def test_a_step_allocates_nothing() -> None:
+    """Gradients in another order in memory than their parameter are the exception: these are copied."""
+    allocated = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        param = nn.Parameter(torch.randn(64, 32, 3, 3).to(memory_format=memory_format))
+        optimizer = optimizers.RAdamW([param], fused=True, extensions=all_extensions())
+        param.grad = torch.randn(64, 32, 3, 3).to(memory_format=torch.channels_last)
+        optimizer.step()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            optimizer.step()
+        allocated.append(sum(max(0, event.self_cpu_memory_usage) for event in profile.events()))
+    assert allocated[0] == 0
+    assert 0 < allocated[1] <= 1.1 * param.numel() * 4
+
+
+def test_one_compilation_for_a_whole_training(compiled_sources: list[str]) -> None:
+    """A thousand steps with a learning rate and betas that change, a loaded checkpoint, missing gradients."""
+    params = parameters()
+    optimizer = optimizers.RAdamW(params, fused=True, extensions=all_extensions())
+    scheduler = OneCycleLR(optimizer, 0.01, 1000)
+    run(optimizer, 500, scheduler.step)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.zero_grad(set_to_none=True)
+    params[0].grad = torch.ones(7)
+    optimizer.step()
+    run(optimizer, 499, scheduler.step)
+    assert len(set(compiled_sources)) == 1
+    # Another seed, another rate, other coefficients: still the same function.
+    other = optimizers.RAdamW(
+        parameters(), 0.5, (0.8, 0.9), weight_decay=0.3, fused=True,
+        extensions=[GradientNoise(1, seed=9), GradientDropout(0.2), LearningRateDropout(0.1), Lookahead(3, 0.1)],
+    )  # fmt: skip
+    run(other, 2)
+    assert len(set(compiled_sources)) == 1
+
+
+def test_replaced_tensors_are_noticed() -> None:
+    """What torch users do between steps: move a parameter, edit, reset or delete state, swap a parameter."""
+
+    def meddle(optimizer: Chain, params: list[Any]) -> None:
+        params[1].data = params[1].data.clone() * 2
+        optimizer.state[params[0]]["exp_avg"] = optimizer.state[params[0]]["exp_avg"] + 1
+        optimizer.state[params[3]]["exp_avg_sq"].data = optimizer.state[params[3]]["exp_avg_sq"].data + 1
+        del optimizer.state[params[2]]
+        replaced = nn.Parameter(params[4].detach().clone())
+        replaced.grad = params[4].grad
+        optimizer.param_groups[0]["params"][4] = replaced
+
+    ends = []
+    for fused in (False, True):
+        params = parameters()
+        optimizer = Adam(params, 0.1, fused=fused)
+        run(optimizer, 3)
+        meddle(optimizer, params)
+        ends.append(run(optimizer, 3))
+    for eager, compiled in zip(*ends, strict=True):
+        assert (eager - compiled).abs().max() <= 1e-6
+
+
+def test_gradients_of_any_layout() -> None:
+    ends = []
+    for fused in (False, True):
+        params = [nn.Parameter(torch.zeros(4, 6)) for _ in range(3)]
+        params.append(nn.Parameter(torch.zeros(4, 6, dtype=torch.complex64)))
+        values = torch.arange(24.0).view(4, 6)
+        params[0].grad, params[1].grad = values.t().contiguous().t(), values[:1].expand(4, 6)
+        params[2].grad = torch.complex(values, -values).conj().imag  # lazily negated
+        params[3].grad = torch.complex(values, values + 1).conj()  # lazily conjugated
+        SGD(params, 1.0, fused=fused).step()
+        ends.append([param.detach() for param in params])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_autograd_is_told() -> None:
+    param = nn.Parameter(torch.ones(3))
+    loss = (param**2).sum()
+    param.grad = torch.ones(3)
+    SGD([param], 0.1, fused=True).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_clipping_sees_all_gradients() -> None:
+    ends = []
+    for fused in (False, True):
+        optimizer = Adam(parameters(), 0.1, fused=fused, extensions=[ClipNorm(0.5), ClipValue(0.1)])
+        ends.append(run(optimizer, 5))
+    assert all((a - b).abs().max() <= 1e-6 for a, b in zip(*ends, strict=True))
+
+
+# ---------------------------------------------------------------------- which execution
+
+
+def test_none_compiles_where_it_pays() -> None:
+    small, large = [nn.Parameter(torch.zeros(100))], [nn.Parameter(torch.zeros(fused_step.WORTH_IT))]
+    assert "Execution: eager" in repr(Adam(small))
+    assert "Execution: compiled" in repr(Adam(large))
+    assert "Execution: compiled" in repr(Adam(small, fused=True))
+    for unfused in ({"fused": False}, {"foreach": True}, {"foreach": False}, {"differentiable": True}):
+        assert "Execution: eager" in repr(Adam(large, **unfused))
+    optimizer = Adam(small)
+    optimizer.add_param_group({"params": large})
+    assert "Execution: compiled" in repr(optimizer)
+    optimizer = Adam(large)
+    large[0].grad = torch.ones_like(large[0])
+    optimizer.step()
+    assert "sqrtf" in optimizer.source()
+
+
+@pytest.mark.parametrize("other", ["foreach", "differentiable"])
+def test_contradictions_are_refused(other: str) -> None:
+    with pytest.raises(ValueError, match=f"fused and {other} cannot both be True"):
+        Adam(parameters(), fused=True, **{other: True})
+
+
+def test_a_parameter_with_gaps_in_memory_is_stepped_eagerly() -> None:
+    ends = []
+    for fused in (False, True):
+        strided, plain = torch.ones(4, 6)[:, ::2].requires_grad_(), nn.Parameter(torch.ones(3))
+        strided.grad, plain.grad = torch.ones(4, 3), torch.ones(3)
+        optimizer = Adam([strided, plain], 0.1, fused=fused)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+            optimizer.step()
+        assert [str(w.message)[:10] for w in caught] == ["fused=True"] * fused
+        ends.append([strided.detach(), plain.detach()])
+    assert all(torch.allclose(a, b, rtol=1e-6) for a, b in zip(*ends, strict=True))
+
+
+class Looking(Stage):
+    """A direction that looks at a value, which no trace can follow."""
+
+    place = Place.DIRECTION
+
+    @staticmethod
+    def update(grad: Tensor) -> Tensor:
+        return grad if grad.sum() > 0 else -grad
+
+
+class Sorting(Stage):
+    """A direction with an operation for which there is no C."""
+
+    place = Place.DIRECTION
+
+    @staticmethod
+    def update(grad: Tensor) -> Tensor:
+        return torch.special.bessel_j0(grad)
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"), [(Looking, "meta tensors"), (Sorting, "no C for torch's .*bessel_j0")]
+)
+def test_what_cannot_be_compiled_runs_eagerly_and_says_so(stage: type[Stage], reason: str) -> None:
+    ends = []
+    for fused in (False, True):
+        param = nn.Parameter(torch.ones(3))
+        param.grad = torch.tensor([1.0, 2.0, 3.0])
+        optimizer = Chain([param], [stage()], lr=0.1, fused=fused)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+            optimizer.step()
+        assert len(caught) == fused
+        assert not fused or re.search(f"fused=True runs eagerly: .*{reason}", str(caught[0].message))
+        ends.append(param.detach())
+    assert torch.equal(*ends)
+
+
+# ---------------------------------------------------------------------- the compiler
+
+PROGRAM = """
+import sys, warnings, torch
+from optimizers import Adam
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for fused in (True, True, None):
+        param = torch.nn.Parameter(torch.ones(100_000)); param.grad = torch.ones(100_000)
+        optimizer = Adam([param], fused=fused); optimizer.step(); optimizer.step()
+print(len(caught), bool(optimizer.source()), *(w.message for w in caught))
+"""
+
+
+def in_a_process(**environment: str) -> str:
+    root = str(Path(optimizers.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": root, **environment},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_a_compiler_there_is_one_warning(tmp_path: Path) -> None:
+    said = in_a_process(CC="", PATH=str(tmp_path), OPTIMIZERS_CACHE=str(tmp_path))
+    assert said.startswith("1 False fused=True runs eagerly: there is no C compiler: install one")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("absent", "CC=.*absent is not a program"), ("false", "does not compile")]
+)
+def test_a_wrong_compiler_is_named(name: str, says: str, tmp_path: Path) -> None:
+    said = in_a_process(CC=name, OPTIMIZERS_CACHE=str(tmp_path))
+    assert re.match(f"1 False fused=True runs eagerly: .*{says}", said)
+
+
+def test_the_compiled_function_is_kept_and_a_damaged_one_made_anew(tmp_path: Path) -> None:
+    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
+    (library,) = tmp_path.iterdir()
+    made = library.stat().st_mtime_ns
+    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
+    assert library.stat().st_mtime_ns == made
+    library.write_bytes(b"half a libr")
+    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
+    assert library.stat().st_size > 1000
+
+
+def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path / "file" / "cache")).startswith("0 True")
+
+
+def test_the_source_shows_the_equations() -> None:
+    optimizer = Adam(parameters(), fused=True)
+    run(optimizer, 1)
+    source = optimizer.source()
+    for equation in ("m_t = β₁ m_{t−1} + (1 − β₁) g_t", "v̂_t = v_t / (1 − β₂ᵗ)", "d_t = m̂_t / (√v̂_t + ε)"):
+        assert f"// {equation}\n" in source
+    assert len(re.findall(r"_at\[i\]", source)) == 7  # four tensors read, three written: each once

@@ -13,6 +13,7 @@ from .stage import Place, Stage
 SLICE = 1 << 16
 
 Hyper = dict[str, Any]
+_PLACES = tuple(Place)  # which is walked faster than an Enum
 
 
 class Part(NamedTuple):
@@ -40,7 +41,7 @@ def advance(
     state = dict(state)
     x = -grad if known["maximize"] else grad
     scaled = False
-    for place in Place:
+    for place in _PLACES:
         if place is Place.UPDATE and not scaled:
             # u_t = α d_t
             x = known["lr"] * x

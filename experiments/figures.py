@@ -44,7 +44,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "sgd": ("gray", "-"),
     "momentum": ("orange", "-"),
     "nesterov": ("vermilion", "-"),
-    "aggmo": ("orange", "--"),
+    "aggmo": ("violet", "--"),
     "sgdw": ("gray", "--"),
     "adagrad": ("green", "-"),
     "rmsprop": ("pink", "-"),

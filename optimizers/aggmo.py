@@ -12,7 +12,7 @@ from .weight_decay import by_group
 
 
 class AggregatedMomentum(Stage):
-    """The mean of K velocities, each with its own damping (Lucas et al. 2019, eq. 2), less the learning rate."""
+    """The mean of K velocities, each with its own damping (Lucas et al. 2019, eq. 3), less the learning rate."""
 
     place = Place.DIRECTION
     ranges = {"betas": "each [0, 1)"}
@@ -38,7 +38,7 @@ class AggMo(Chain):
     .. math:: v_t^{(i)} = \beta^{(i)} v_{t-1}^{(i)} + g_t, \qquad
         \theta_t = \theta_{t-1} - \frac{\alpha}{K} \sum_{i=1}^{K} v_t^{(i)}
 
-    Equation (2) of Lucas, Sun, Zemel and Grosse (2019), with the sign in the step. On a long slope it moves by
+    Equation (3) of Lucas, Sun, Zemel and Grosse (2019), with the sign in the step. On a long slope it moves by
     :math:`\alpha` times the mean of :math:`1 / (1 - \beta^{(i)})` per step: 37 with the default, 10 with
     momentum 0.9.
 

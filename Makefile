@@ -14,7 +14,7 @@ RUN := $(BIN)/python -m experiments
 export PYTHONPATH := $(CURDIR)
 
 .NOTPARALLEL:
-.PHONY: help reproduce book verdicts test serve data publish clean
+.PHONY: help reproduce book verdicts test serve data benchmark publish clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -48,6 +48,9 @@ serve: book ## serve the book on this machine (PORT)
 
 data: $(VENV)/.complete-book ## fetch and verify MNIST and CIFAR-10 (into DATA_DIR)
 	@$(RUN) data
+
+benchmark: $(VENV)/.complete-book ## time the optimizers' steps; hours, on a machine that does nothing else (DEVICE)
+	@$(BIN)/python -m benchmarks.step_time --device '$(or $(DEVICE),cpu)'
 
 publish: $(VENV)/.complete-book ## check your records and copy them to results/ (SCALE, ONLY)
 	@$(RUN) publish --scale '$(SCALE)' --only '$(ONLY)'

@@ -13,7 +13,7 @@ def publish(scale: str, only: str | None = None) -> list[str]:
     Raises UserError, and copies nothing, if any record is missing, edited, of older code, or if a claim asks for a
     metric that it lacks.
     """
-    run.check_words(scale, only)
+    run.check_words(scale, None if only in records.COMMANDS else only)
     chosen = [only] if only else [slug for slug in run.slugs() if records.local_path(slug, scale).exists()]
     if not chosen:
         raise UserError(f"there is nothing to publish at scale {scale}: run `make reproduce SCALE={scale}` first")
@@ -31,15 +31,13 @@ def publish(scale: str, only: str | None = None) -> list[str]:
 
 
 def _check(slug: str, scale: str) -> Record:
-    again = f"run `make reproduce SCALE={scale} ONLY={slug}`"
+    again = f"run `make {'benchmark' if slug in records.COMMANDS else f'reproduce SCALE={scale} ONLY={slug}'}`"
     record = records.local(slug, scale)
     if record is None:
         raise UserError(f"{slug} has no record at scale {scale}: {again}")
     if (record.slug, record.scale) != (slug, scale):
         raise UserError(f"{records.local_path(slug, scale)} is {record.name}: {again}")
-    if record.provenance["code_hash"] != code_hash.of_notebook(
-        records.ROOT / "notebooks" / f"{slug}.py", records.ROOT
-    ):
+    if record.provenance["code_hash"] != code_hash.of_notebook(records.source(slug), records.ROOT):
         raise UserError(f"{record.name} is not of today's code: {again}")
     if slug in claims.slugs():
         for claim in claims.load(slug):

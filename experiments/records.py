@@ -31,7 +31,9 @@ SCALES = ("quick", "standard", "paper")  # in rising order
 MAX_POINTS = 200
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
-CODE = ("experiments", "notebooks", "optimizers")  # what the numbers come from
+CODE = ("benchmarks", "experiments", "notebooks", "optimizers")  # what the numbers come from
+# Records that a command writes, and no notebook: what is measured there needs the machine for itself.
+COMMANDS = {"speed": "benchmarks/step_time.py", "speed_cuda": "benchmarks/step_time.py"}
 
 
 @dataclass
@@ -136,10 +138,10 @@ def new(
     torch.set_num_threads(threads)
     plain = {key: _plain(value, f"parameter {key!r}") for key, value in parameters.items()}
     device = str(plain.get("device", "cpu"))
-    notebook = ROOT / "notebooks" / f"{slug}.py"
+    code = source(slug)
     provenance = {
         **_commit(),
-        "code_hash": code_hash.of_notebook(notebook, ROOT) if notebook.exists() else None,
+        "code_hash": code_hash.of_notebook(code, ROOT) if code.exists() else None,
         "data": {},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -191,6 +193,11 @@ def local(slug: str, scale: str) -> Record | None:
     """The record of this machine's own run at that scale, or None."""
     path = local_path(slug, scale)
     return read(path) if path.exists() else None
+
+
+def source(slug: str) -> Path:
+    """The file that writes the record: a notebook, or one of `COMMANDS`."""
+    return ROOT / COMMANDS.get(slug, f"notebooks/{slug}.py")
 
 
 def published_path(slug: str, scale: str) -> Path:

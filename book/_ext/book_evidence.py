@@ -165,7 +165,8 @@ class Provenance(EvidenceDirective):
         line = nodes.paragraph(classes=["provenance"])
         if record is None:
             line += [nodes.inline("", "No result yet", classes=["no-result"]), nodes.Text(". It will come from ")]
-            line += self.link(f"notebooks/{slug}.py", f"notebooks/{slug}.py")
+            source = str(records.source(slug).relative_to(records.ROOT))
+            line += self.link(source, source)
             return [line]
         known = record.provenance
         line += [nodes.Text("From "), *evidence_links(self, record)]
@@ -189,7 +190,8 @@ class Provenance(EvidenceDirective):
 def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.Node]:
     """Links to the record, the notebook as it was run, and its source."""
     slug, scale = record.slug, record.scale
-    files = [(f"record ({scale})", f"results/{scale}/{slug}.json"), ("notebook", f"notebooks/{slug}.py")]
+    source = records.source(slug).relative_to(records.ROOT)
+    files = [(f"record ({scale})", f"results/{scale}/{slug}.json"), (source.parts[0].rstrip("s"), str(source))]
     executed = f"results/quick/{slug}.ipynb"
     if (records.ROOT / executed).exists():
         files.append(("executed (quick)", executed))
@@ -247,7 +249,7 @@ def copy(app: Sphinx, error: Exception | None) -> None:
     """Put the files that the pages link to into the site, and nothing else."""
     if error or app.builder.format != "html":
         return
-    for pattern in ("notebooks/*.py", "results/*/*.json", "results/*/*.ipynb"):
+    for pattern in ("notebooks/*.py", "benchmarks/step_time.py", "results/*/*.json", "results/*/*.ipynb"):
         for path in records.ROOT.glob(pattern):
             target = Path(app.outdir) / path.relative_to(records.ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

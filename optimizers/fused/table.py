@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class Table:
         self, program: Program, dtypes: Sequence[torch.dtype], members: Indexed, states: Mapping[Tensor, Hyper]
     ) -> None:
         self.source = c_source(program, dtypes)
-        self._kernel = load(self.source)
+        self._function = load(self.source)
+        self.indices = list(members)
         self._params = list(members.values())
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
@@ -47,6 +48,7 @@ class Table:
                     state[name] = torch.empty_like(param).copy_(state[name])
             for name in ("step", *program.scalars):
                 state[name] = state[name].to("cpu", torch.float32)
+        self._all_states = list(states.values())
         self._values = list(chain.from_iterable(map(dict.values, self._states)))
         names = (*program.names[1:], "step", *program.scalars)
         self._tensors = [
@@ -62,24 +64,31 @@ class Table:
         self._sizes = array("q", [view.numel() for view in views])
         self._indices = array("q", members)
         self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
-        self._layout_pointers = array("q", [_address(numbers) for numbers in self._layouts])
+        self._layout_pointers = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE
 
-    def holds(self, states: Mapping[Tensor, Hyper]) -> bool:
+    def holds(self, states: Mapping[Tensor, Hyper], grads: Sequence[Tensor]) -> bool:
         """Whether the table's tensors still are the parameters' state, and the gradients of the dtype they were."""
-        current = [states[param] for param in self._params]
-        values = list(chain.from_iterable(map(dict.values, current)))
+        # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
+        values = list(chain.from_iterable(map(dict.values, self._states)))
         return (
             not self._sharded
-            and all(map(is_, current, self._states))
+            and len(states) == len(self._all_states)
+            and all(map(is_, states.values(), self._all_states))
             and len(values) == len(self._values)
             and all(map(is_, values, self._values))
-            and {grad.dtype for grad in self._grads()} == {self._grad_dtype}
+            and set(map(attrgetter("dtype"), grads)) == {self._grad_dtype}
         )
 
-    def step(self, reals: "array[float]", wholes: "array[int]") -> None:
-        """Advance all parameters by one step, with the numbers of the program's `reals` and `wholes`."""
-        grads = self._grads()
+    def arguments(self, grads: Sequence[Tensor], reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
+        """What `kernel` is called with for one step; to be kept while it runs.
+
+        Args:
+            grads: the parameters' gradients, in the order of the members.
+            reals, wholes: the numbers of the program's `reals` and `wholes`.
+        """
+        if self._sharded:
+            grads = list(map(local, grads))
         if self._complex or any(map(Tensor.is_neg, grads)):
             grads = [grad.resolve_conj().resolve_neg() for grad in grads]
         if list(map(Tensor.stride, grads)) != self._strides:
@@ -89,22 +98,16 @@ class Table:
             ]
         table = array("q", map(Tensor.data_ptr, self._tensors))
         gradients = array("q", map(Tensor.data_ptr, grads))
-        failed = self._kernel(
-            len(grads),
-            torch.get_num_threads() if self._large else 1,
-            *[
-                _address(a)
-                for a in (table, gradients, self._sizes, self._indices, self._layout_pointers, reals, wholes)
-            ],
-        )
-        if failed:
-            raise MemoryError(f"there is no memory for the step of {len(grads)} parameters")
+        threads = torch.get_num_threads() if self._large else 1
+        return grads, threads, table, gradients, self._sizes, self._indices, self._layout_pointers, reals, wholes
+
+    def kernel(self, grads: Sequence[Tensor], threads: int, *arrays: "array[Any]") -> None:
+        """Advance all parameters by one step: the compiled function alone."""
+        if self._function(len(grads), threads, *(array.buffer_info()[0] for array in arrays)):
+            raise MemoryError(f"there is no memory for a step of {len(grads)} parameters")
+
+    def step(self, grads: Sequence[Tensor], reals: "array[float]", wholes: "array[int]") -> None:
+        """Advance all parameters by one step; arguments as above."""
+        self.kernel(*self.arguments(grads, reals, wholes))
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
-
-    def _grads(self) -> list[Tensor]:
-        return [local(param.grad) for param in self._params]  # type: ignore[arg-type]
-
-
-def _address(numbers: "array[Any]") -> int:
-    return numbers.buffer_info()[0]

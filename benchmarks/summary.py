@@ -1,0 +1,79 @@
+"""From seconds to the numbers of the record: ratios within a round, their medians and quartiles."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from experiments.records import Record
+
+from .candidates import OWN, library_of
+from .measure import IN_PLACE, ITEM
+
+Seconds = Mapping[str, Sequence[float]]
+ANCHOR = "torch_adamw"  # torch's fused AdamW, measured beside every rule: what all rules can be held against
+
+
+def add(record: Record, place: str, seconds: Seconds, values: int, streams: float) -> None:
+    """Store one session under the dotted key `place`.
+
+    For each candidate: ``ms`` per step, ``gb_per_s``, the ``ratio`` to the reference and its inverse ``speedup``,
+    ``over_adamw`` (the ratio to torch's fused AdamW), ``fraction`` of the limit, and for the eager step
+    ``over_loop`` (the ratio to torch's loop); ``_low`` and ``_high`` are quartiles over the rounds. The limit is
+    the time in which the fastest of the plain loops in place moves as many bytes: ``limit_gb_per_s``.
+    """
+    moved = values * streams * ITEM
+    first = reference(seconds)
+    record.metric(f"{place}.reference", first)
+    record.metric(f"{place}.megabytes", _short(moved / 1e6))
+    limit = limit_of(seconds)
+    record.metric(f"{place}.limit_gb_per_s", _short(moved / statistics.median(seconds[limit]) / 1e9))
+    for name, times in seconds.items():
+        key = f"{place}.{name}"
+        record.metric(f"{key}.ms", _short(1e3 * statistics.median(times)))
+        record.metric(f"{key}.gb_per_s", _short(moved / statistics.median(times) / 1e9))
+        if library_of(name) == "machine":
+            continue
+        ratios = quartiles(times, seconds[first])
+        _three(record, f"{key}.ratio", ratios)
+        record.metric(f"{key}.speedup", _short(1 / ratios[1]))
+        _three(record, f"{key}.fraction", quartiles(seconds[limit], times))
+        if ANCHOR in seconds:
+            _three(record, f"{key}.over_adamw", quartiles(times, seconds[ANCHOR]))
+        if name == "ours_eager" and "torch_loop" in seconds:
+            _three(record, f"{key}.over_loop", quartiles(times, seconds["torch_loop"]))
+
+
+def limit_of(seconds: Seconds) -> str:
+    """The fastest of the machine's own loops in place."""
+    return min((name for name in IN_PLACE if name in seconds), key=lambda name: statistics.median(seconds[name]))
+
+
+def reference(seconds: Seconds) -> str:
+    """What a rule is held against: torch's fused step of it, else torch's fastest, else the fastest of the others.
+
+    Where nobody but this package was measured, torch's fused AdamW, and failing that the machine.
+    """
+    if "torch_fused" in seconds:
+        return "torch_fused"
+    own = [name for name in seconds if library_of(name) == "torch" and name != ANCHOR]
+    peers = [name for name in seconds if library_of(name) not in (*OWN, "machine")]
+    last = [ANCHOR] if ANCHOR in seconds else [limit_of(seconds)]
+    return min(own or peers or last, key=lambda name: statistics.median(seconds[name]))
+
+
+def quartiles(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratios, round by round."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    if len(ratios) == 1:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _three(record: Record, key: str, values: tuple[float, float, float]) -> None:
+    for suffix, value in zip(("_low", "", "_high"), values, strict=True):
+        record.metric(key + suffix, _short(value))
+
+
+def _short(value: float) -> float:
+    """Four digits: more than the clock is good for."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,117 @@
+"""From seconds to ratios, on numbers whose answers are known; and the goals that they are held against."""
+
+import pytest
+
+from benchmarks import candidates, summary, targets
+from benchmarks.rules import RULES
+from benchmarks.shapes import SHAPES
+from experiments import records
+from experiments.records import Record
+
+SECONDS = {
+    "ours_fused": [1.0, 2.0, 3.0, 4.0, 5.0],
+    "ours_eager": [8.0, 8.0, 8.0, 8.0, 8.0],
+    "torch_loop": [4.0, 4.0, 4.0, 4.0, 4.0],
+    "torch_foreach": [2.0, 2.0, 2.0, 2.0, 2.0],
+    "kozistr": [1.5, 1.5, 1.5, 1.5, 1.5],
+    summary.ANCHOR: [2.0, 4.0, 6.0, 8.0, 10.0],
+    "machine_axpy": [0.5, 0.5, 0.5, 0.5, 0.5],
+    "machine_triad": [0.75, 0.75, 0.75, 0.75, 0.75],
+    "machine_copy": [0.25, 0.25, 0.25, 0.25, 0.25],
+}
+
+
+def without(*names: str) -> dict[str, list[float]]:
+    return {name: times for name, times in SECONDS.items() if name not in names}
+
+
+def record_of(seconds: dict[str, list[float]]) -> Record:
+    record = Record("speed", "standard", {})
+    summary.add(record, "cnn.t1.adam", seconds, values=1000, streams=7)
+    return record
+
+
+def test_the_reference_is_torchs_fused_then_torchs_best_then_the_best_of_the_others() -> None:
+    assert summary.reference({**SECONDS, "torch_fused": [9.0] * 5}) == "torch_fused"
+    assert summary.reference(SECONDS) == "torch_foreach"
+    assert summary.reference(without("torch_foreach", "torch_loop")) == "kozistr"
+    assert summary.reference(without("torch_foreach", "torch_loop", "kozistr")) == summary.ANCHOR
+    assert summary.reference({"ours_fused": [1.0], "machine_axpy": [1.0]}) == "machine_axpy"
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    get = record_of(SECONDS).get
+    assert get("cnn.t1.adam.reference") == "torch_foreach"
+    assert [get(f"cnn.t1.adam.ours_fused.ratio{end}") for end in ("_low", "", "_high")] == [1.0, 1.5, 2.0]
+    assert get("cnn.t1.adam.ours_fused.speedup") == pytest.approx(1 / 1.5, rel=1e-3)
+    # Twice as fast in every round, though both are five times as slow in the last one as in the first.
+    assert [get(f"cnn.t1.adam.ours_fused.over_adamw{end}") for end in ("_low", "", "_high")] == [0.5, 0.5, 0.5]
+    assert get("cnn.t1.adam.ours_eager.over_loop") == 2.0
+    assert get("cnn.t1.adam.ours_eager.fraction") == 0.0625
+
+
+def test_milliseconds_and_bytes() -> None:
+    get = record_of(SECONDS).get
+    assert get("cnn.t1.adam.megabytes") == 0.028  # 7 × 4 bytes × 1000
+    assert get("cnn.t1.adam.ours_fused.ms") == 3000
+    # the fastest loop in place, though a copy is faster
+    assert get("cnn.t1.adam.limit_gb_per_s") == pytest.approx(28_000 / 0.5 / 1e9)
+    assert get("cnn.t1.adam.machine_copy.gb_per_s") == pytest.approx(28_000 / 0.25 / 1e9)
+
+
+def test_one_round_has_no_spread() -> None:
+    assert summary.quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
+
+
+def test_candidates_of_different_rounds_are_an_error() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        summary.quartiles([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.says)
+def test_every_goal_asks_for_something_that_is_measured(target: targets.Target) -> None:
+    shapes, *_, rule, candidate, _ = target.key.removeprefix("process.").split(".")
+    assert shapes in SHAPES
+    assert candidate in candidates.of(RULES[rule])
+
+
+def lines_of(record: Record, settings: dict[str, str]) -> list[str]:
+    return targets.table(record, settings).replace("\u00a0", " ").splitlines()
+
+
+def measured(**values: float) -> Record:
+    record = Record("speed", "standard", {})
+    record.metric("machine.t1.gflops", 100.0)
+    for key, value in values.items():
+        record.metric(key.replace("__", "."), value)
+    return record
+
+
+ADAM = "resnet50__t1__adam__ours_fused__ratio"
+RMSPROP = "resnet50__t1__rmsprop__ours_fused__"
+
+
+def test_the_table_says_met_and_missed() -> None:
+    record = measured(
+        **{ADAM: 1.2, f"{ADAM}_low": 1.1, f"{ADAM}_high": 1.3},
+        **{f"{RMSPROP}speedup": 4.0, f"{RMSPROP}ratio_low": 0.2, f"{RMSPROP}ratio_high": 0.5},
+    )
+    lines = lines_of(record, {"t1": "1 thread", "t2": "2 threads"})
+    assert lines[0].endswith("| goal | 1 thread | 2 threads |")
+    assert len(lines) == 2 + len(targets.TARGETS)
+    assert "| Adam: time ÷ torch's fused | ≤ 1.15 | 1.20 ✗ missed (1.10 to 1.30) | not measured |" in lines
+    # The quartiles of a ratio's inverse are the inverses, the other way round.
+    assert any("≥ 3 | 4.00 ✓ met (2.00 to 5.00)" in line for line in lines)
+    assert targets.count(record, {"t1": "", "t2": ""}) == (1, 2)
+
+
+def test_what_a_process_measured_is_counted_once() -> None:
+    record = measured(process__resnet50__adamw__ours_fused__cold=10.0)
+    assert targets.count(record, {"t1": "", "t2": ""}) == (1, 1)
+    (line,) = [line for line in lines_of(record, {"t1": "1", "t2": "2"}) if "nothing compiled" in line]
+    assert line.endswith("| ≤ 10 s | 10.00 s ✓ met |  |")
+
+
+def test_a_record_of_the_benchmark_names_the_command() -> None:
+    assert records.source("speed") == records.ROOT / "benchmarks" / "step_time.py"
+    assert records.source("adam") == records.ROOT / "notebooks" / "adam.py"

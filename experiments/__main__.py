@@ -2,9 +2,10 @@
 
 import argparse
 import ast
+import difflib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments.errors import UserError
 
@@ -13,10 +14,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
-    options = _parser().parse_args(given[:cut])
-    if given[cut + 1 :] and options.command != "reproduce":
-        return _complain(f"{options.command} takes nothing after --")
+    parser = _parser()
     try:
+        options, unknown = parser.parse_known_args(given[:cut])
+        if unknown:
+            return _complain(_unknown(unknown[0], options.known))
+        if given[cut + 1 :] and options.command != "reproduce":
+            return _complain(f"{options.command} takes nothing after --")
         _dispatch(options, given[cut + 1 :])
     except UserError as error:
         return _complain(str(error))
@@ -48,6 +52,11 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
             for slug in publish.publish(options.scale, options.only or None):
                 print(f"published {slug} at scale {options.scale}")
+        case "benchmark":
+            from experiments import benchmark_command
+
+            chosen = {name: value for name, value in vars(options).items() if name not in ("command", "known")}
+            print(benchmark_command.run(**chosen))
         case "data":
             from experiments import data
 
@@ -55,10 +64,18 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
                 print(f"{name}: SHA-256 {data.load(name).digest}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, and only whole names of options: `--num` could mean two."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (`{self.prog} --help` lists what there is)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments", description="Run, compare and publish experiments."
-    )
+    parser = _Parser(prog="python -m experiments", description="Run, compare and publish experiments.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run one notebook")
     run.add_argument("slug")
@@ -78,12 +95,48 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = commands.add_parser("verdicts", help="print your verdicts beside the published ones")
     verdicts.add_argument("--scale")
     publish = commands.add_parser("publish", help="check your records and copy them to results/")
+    _benchmark_options(commands.add_parser("benchmark", help="train one network with many optimizers"))
     commands.add_parser("data", help="fetch and verify every data set")
     for command in (run, reproduce, publish):
         command.add_argument("--scale", default="quick", help="quick (the default), standard or paper")
     for command in (reproduce, publish):
         command.add_argument("--only", metavar="SLUG", help="one notebook instead of all")
+    for command in commands.choices.values():
+        command.set_defaults(known=list(command._option_string_actions))
     return parser
+
+
+def _benchmark_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train the reference's network with each optimizer and seed, and print what came out. Every run writes a "
+        "record as it ends; the same command again does only what is missing."
+    )
+    parser.epilog = (
+        'A mix is written with +, options as in Python: --optimizers "adam, '
+        'radamw(nesterov=True)+gradient_noise+lr_dropout(0.5)+lookahead"'
+    )
+    add = parser.add_argument
+    add("--dataset", default="cifar10", help="cifar10 (the default), mnist or digits (embedded)")
+    add("--optimizers", default="all", metavar="LIST", help="names or mixes, by default the reference's 18")
+    add("--seeds", default="0,1,2", metavar="LIST", help="whole numbers, by default 0,1,2")
+    add("--num-epochs", type=int, default=30, metavar="N", help="default: 30")
+    add("--num-train", type=int, metavar="N", help="training images, by default all")
+    add("--num-val", type=int, metavar="N", help="validation images, by default 2048, or all if there are fewer")
+    add("--batch-size", type=int, default=128, metavar="N", help="default: 128")
+    add("--lr", type=float, help="learning rate of every optimizer, by default its own (the 18 have 0.001)")
+    add("--lr-schedule", action="store_true", help="divide it by ten after 5 epochs without a lower training loss")
+    add("--model", default="", help="cnn or mlp, by default the cnn for cifar10 and the mlp for the others")
+    add("--precision", default="float32", help="float32 (the default), tf32 or bfloat16")
+    add("--device", default="cpu", help="cpu (the default), cuda, cuda:1, …")
+    add("--threads", type=int, default=1, metavar="N", help="of each run (default: 1)")
+    add("--processes", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
+    add("--out", metavar="FOLDER", help="where the records go, by default _build/runs")
+    add("--fresh", action="store_true", help="run what is there already again")
+
+
+def _unknown(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.0)
+    return f"there is no option {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _literal(text: str) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from experiments.data import Dataset
 
@@ -61,14 +61,16 @@ def train(
     evaluate: bool = True,
     max_train: int | None = None,
     max_test: int | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[int, float], None] = True,
 ) -> History:
     """Minimize the cross-entropy of `model` (already on `device`) on `ds`, in place.
 
     Every epoch visits the first `max_train` examples once, in an order drawn from `seed`; the last batch may be
-    smaller. `schedule` makes a scheduler that is stepped after every optimizer step. `loss_scale` multiplies the
-    loss that is differentiated, not the loss that is recorded. The same arguments give the same history bit for bit
-    at the same thread count, and the global random state is left as it was.
+    smaller. `schedule` makes a scheduler that is stepped after every optimizer step; a ReduceLROnPlateau is stepped
+    after every epoch, with the epoch's mean training loss. `loss_scale` multiplies the loss that is differentiated,
+    not the loss that is recorded. `progress` is called with every epoch and its training loss; True prints them.
+    The same arguments give the same history bit for bit at the same thread count, and the global random state is
+    left as it was.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"Invalid {precision=}: choose one of {', '.join(PRECISIONS)}")
@@ -79,7 +81,7 @@ def train(
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         layout = torch.channels_last  # what convolutions are fastest in
         model.to(memory_format=layout)  # type: ignore[call-overload]
-    x, y, x_test, y_test = _resident(ds, device, layout)
+    x, y, x_test, y_test = resident(ds, device, layout)
     x, y, x_test, y_test = x[:max_train], y[:max_train], x_test[:max_test], y_test[:max_test]
 
     n = len(y)
@@ -88,20 +90,21 @@ def train(
     weight[-1] = (n - (batches - 1) * batch_size) / n
     order = torch.Generator().manual_seed(seed)
     scheduler = schedule(optimizer) if schedule else None
+    by_epoch = isinstance(scheduler, ReduceLROnPlateau)
     losses = torch.empty(epochs * batches, device=device)  # read only now and then: reading waits for the device
     history, began = History(), time.perf_counter()
     step = checked = 0
 
     model.train()
-    with _deterministic(seed, device, precision):
+    with deterministic(seed, device, precision):
         for epoch in range(1, epochs + 1):
             for indices in torch.randperm(n, generator=order).to(device).split(batch_size):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad(set_to_none=True)
-                with _autocast(device, precision):
+                with autocast(device, precision):
                     loss = F.cross_entropy(model(x.index_select(0, indices)), y.index_select(0, indices))
                 (loss if loss_scale == 1.0 else loss * loss_scale).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                if scheduler is not None:
+                if scheduler is not None and not by_epoch:
                     scheduler.step()
                 losses[step] = loss.detach()
                 step += 1
@@ -124,8 +127,12 @@ def train(
                     "test_accuracy": loss_accuracy[0],
                 }
             )
-            if progress:
-                _report(type(optimizer).__name__, epoch, epochs, mean)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(mean)
+            if callable(progress):
+                progress(epoch, mean)
+            elif progress:
+                report(type(optimizer).__name__, epoch, epochs, mean)
     history.train_loss = losses[:step].tolist()
     history.seconds = time.perf_counter() - began
     return history
@@ -137,7 +144,7 @@ def accuracy_and_loss(model: nn.Module, x: Tensor, y: Tensor, precision: str = "
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=x.device)
     total = torch.zeros((), dtype=torch.float64, device="cpu" if x.device.type == "mps" else x.device)
-    with torch.inference_mode(), _autocast(x.device, precision):
+    with torch.inference_mode(), autocast(x.device, precision):
         for images, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):  # type: ignore[no-untyped-call]
             logits = model(images)
             correct += (logits.argmax(1) == labels).sum()
@@ -163,7 +170,7 @@ def downsample(values: Sequence[float], points: int = 200) -> tuple[list[float],
 
 
 @functools.lru_cache(maxsize=1)
-def _resident(
+def resident(
     ds: Dataset, device: torch.device, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole set, normalized, on the device; kept for the next run, which is usually on the same set."""
@@ -172,7 +179,7 @@ def _resident(
 
 
 @contextlib.contextmanager
-def _deterministic(seed: int, device: torch.device, precision: str) -> Iterator[None]:
+def deterministic(seed: int, device: torch.device, precision: str) -> Iterator[None]:
     """Seed what a model may draw while it trains (dropout), and fix the algorithms; put all back at the end."""
     tf32, warn = precision == "tf32", torch.is_deterministic_algorithms_warn_only_enabled()
     debugging: Any = torch.utils.deterministic
@@ -194,12 +201,12 @@ def _deterministic(seed: int, device: torch.device, precision: str) -> Iterator[
             torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
-def _autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> Any:
     enabled = precision == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else contextlib.nullcontext()
 
 
-def _report(name: str, epoch: int, epochs: int, loss: float) -> None:
+def report(name: str, epoch: int, epochs: int, loss: float) -> None:
     """Print one line: to the runner's file where there is one, as it must not enter a notebook's outputs."""
     line = f"{name}: epoch {epoch} of {epochs}, training loss {loss:.4f}"
     if path := os.environ.get("EXPERIMENT_PROGRESS"):

@@ -35,7 +35,7 @@ def table(scale: str | None = None) -> str:
     if not rows:
         return "there are no claims in book/claims/"
     return "\n".join(
-        [*_align([("paper", "claim", "published", "yours", ""), *rows]), *([""] if notes else []), *notes]
+        [*align([("paper", "claim", "published", "yours", ""), *rows]), *([""] if notes else []), *notes]
     )
 
 
@@ -66,7 +66,7 @@ def _value(record: Record, key: str) -> object:
         return NotImplemented
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "  ".join("─" * width for width in widths).rstrip(), *lines[1:]]

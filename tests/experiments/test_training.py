@@ -120,6 +120,37 @@ def test_the_schedule_is_stepped_every_iteration(ds: data.Dataset) -> None:
         assert not torch.equal(moved, origin)
 
 
+def test_a_plateau_schedule_is_stepped_every_epoch_with_the_mean_training_loss(ds: data.Dataset) -> None:
+    seen: list[float] = []
+
+    class Recorder(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics: float, epoch: int | None = None) -> None:  # type: ignore[override]
+            seen.append(metrics)
+            super().step(metrics, epoch)
+
+    model = models.mlp(64, seed=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # nothing improves: patience runs out
+    shown: list[tuple[int, float]] = []
+    history = training.train(
+        model,
+        optimizer,
+        ds,
+        epochs=5,
+        seed=3,
+        schedule=lambda o: Recorder(o, factor=0.5, patience=2, threshold=0.01),
+        progress=lambda epoch, loss: shown.append((epoch, loss)),
+    )
+    assert seen == [epoch["train_loss"] for epoch in history.epoch]
+    assert shown == list(enumerate(seen, 1))
+
+    for patience, expected in ((2, 0.5), (9, 1.0)):
+        model = models.mlp(64, seed=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, maximize=True)
+        schedule = lambda o, p=patience: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=p)  # noqa: E731
+        training.train(model, optimizer, ds, epochs=4, seed=3, schedule=schedule, max_train=8, progress=False)
+        assert optimizer.param_groups[0]["lr"] == expected
+
+
 def test_bfloat16_is_close_and_a_wrong_word_is_an_error(ds: data.Dataset) -> None:
     assert run(ds, precision="bfloat16")[0].train_loss == pytest.approx(run(ds)[0].train_loss, rel=0.05)
     with pytest.raises(ValueError, match="Invalid precision='half': choose one of float32, tf32, bfloat16"):

@@ -1,0 +1,176 @@
+"""The benchmark's figures and table, drawn from its record."""
+
+import html
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments import figures
+from experiments.benchmark import FIGURES, LABELS
+from experiments.claims import interval
+from experiments.records import Record
+
+# (hue, dashes): what overlaps in one of the seven figures is told apart by its dashes.
+STYLES = {
+    "sgd": ("gray", "-"),
+    "momentum": ("orange", "-"),
+    "nesterov": ("vermilion", "--"),
+    "sgdw": ("violet", ":"),
+    "momentum_lr_dropout": ("green", "-"),
+    "rmsprop": ("pink", "-"),
+    "adam": ("blue", "-"),
+    "adam_l2": ("green", "--"),
+    "adamw": ("violet", ":"),
+    "adam_lr_dropout": ("vermilion", "--"),
+    "radam": ("teal", "-"),
+    "radamw": ("olive", "--"),
+    "radam_lr_dropout": ("green", "--"),
+    "nadam": ("crimson", "--"),
+    "lookahead_momentum": ("crimson", "--"),
+    "lookahead_adam": ("teal", "--"),
+    "gradient_noise_adam": ("pink", "-"),
+    "gradient_dropout_adam": ("olive", "-"),
+}
+GROUPS = {
+    "SGD's family": ("sgd", "momentum", "nesterov", "sgdw", "momentum_lr_dropout", "lookahead_momentum"),
+    "Adam's family": ("rmsprop", "adam", "adam_l2", "adamw", "nadam", "radam", "radamw"),
+    "Extensions": (
+        *("adam", "adam_lr_dropout", "radam_lr_dropout", "lookahead_adam"),
+        *("gradient_noise_adam", "gradient_dropout_adam"),
+    ),
+}
+DATASETS = {"digits": "digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+def datasets(record: Record) -> list[str]:
+    """The data sets of a record, the one of the seven figures first."""
+    return list(record.parameters["datasets"])
+
+
+def family(record: Record, title: str, dataset: str | None = None) -> Figure:
+    """One of the seven figures: training loss above, validation loss and accuracy below."""
+    dataset = dataset or datasets(record)[0]
+    fig, axes = figures.figure(2, 2, height=5.2, height_ratios=[1.5, 1])
+    for ax in axes[0]:
+        ax.remove()
+    top = fig.add_subplot(axes[0, 0].get_gridspec()[0, :])
+    _lines(record, top, [f"{dataset}/{name}/train_loss" for name in FIGURES[title]], FIGURES[title])
+    top.set(yscale="log", xlabel="epoch", ylabel="training loss", title=f"{title}, {DATASETS[dataset]}")
+    for ax, key in zip(axes[1], ("val_loss", "val_accuracy"), strict=True):
+        _lines(record, ax, [f"{dataset}/{name}/{key}" for name in FIGURES[title]], FIGURES[title], labels=False)
+        ax.set(xlabel="epoch", title=key.replace("val_", "validation "))
+    axes[1, 0].set_yscale("log")
+    _plain_ticks(top, axes[1, 0])
+    return fig
+
+
+def overview(record: Record, dataset: str) -> Figure:
+    """All seven figures at a glance: training losses on one data set."""
+    fig, axes = figures.figure(len(FIGURES), 1, height=2.1 * len(FIGURES), sharex=True)
+    for ax, (title, names) in zip(axes, FIGURES.items(), strict=True):
+        _lines(record, ax, [f"{dataset}/{name}/train_loss" for name in names], names)
+        ax.set(yscale="log", ylabel="training loss", title=title)
+        _plain_ticks(ax)
+    axes[-1].set_xlabel("epoch")
+    return fig
+
+
+def grouped(record: Record, kind: str, xlabel: str, ylabel: str, **scales: Any) -> Figure:
+    """Curves `kind/<name>` of all 18, in three panels."""
+    fig, axes = figures.figure(len(GROUPS), 1, height=2.5 * len(GROUPS), sharex=True)
+    for ax, (title, names) in zip(axes, GROUPS.items(), strict=True):
+        _lines(record, ax, [f"{kind}/{name}" for name in names], names)
+        ax.set(ylabel=ylabel, title=title, **scales)
+        if scales.get("yscale") == "log":
+            _plain_ticks(ax)
+    axes[-1].set_xlabel(xlabel)
+    return fig
+
+
+def ranking(record: Record) -> Figure:
+    """The ranks after tuning, with their bootstrap intervals, best first."""
+    fig, ax = figures.figure(height=4.6)
+    order = sorted(
+        LABELS, key=lambda name: (record.get(f"tuned.{name}.rank"), record.get(f"tuned.{name}.rank_high"))
+    )
+    for place, name in enumerate(reversed(order)):
+        rank, low, high = (record.get(f"tuned.{name}.{key}") for key in ("rank", "rank_low", "rank_high"))
+        color = figures.PALETTE[STYLES[name][0]][0]
+        ax.plot([low, high], [place, place], color=color, linewidth=5, alpha=0.35)
+        ax.plot([rank], [place], "o", color=color)
+    ax.set(yticks=range(len(order)), yticklabels=[LABELS[name] for name in reversed(order)])
+    ax.set(xlabel="rank by validation loss", xlim=(0.5, len(order) + 0.5), xticks=[1, 6, 12, 18])
+    return fig
+
+
+def table(record: Record, dataset: str) -> str:
+    """The 18 runs in numbers, as an HTML table: mean over the seeds and half the 95 % interval."""
+    target = record.parameters["targets"][dataset]
+    head = (
+        *("optimizer", "training loss", "accuracy, %"),
+        *(f"steps to a loss of {target:g}", "ms per step"),
+    )
+    rows = []
+    for name, label in LABELS.items():
+        run = record.metrics[dataset][name]
+        accuracy = [None if v is None else 100 * v for v in run["val_accuracy"]]
+        reached = run["steps_to_target"]
+        time = record.provenance["milliseconds_per_step"][dataset][name]
+        cells = [
+            _pm(run["train_loss"], ".3g"),
+            _pm(accuracy, ".1f"),
+            "never" if None in reached else f"{statistics.fmean(reached):.0f}",
+            f"{time:.2f}",
+        ]
+        rows.append(
+            "".join(
+                [
+                    f'<th scope="row">{html.escape(label)}</th>',
+                    *(f'<td style="white-space: nowrap">{cell}</td>' for cell in cells),
+                ]
+            )
+        )
+    return (
+        '<div class="pst-scrollable-table-container"><table class="table"><thead><tr>'
+        + "".join(f'<th scope="col">{cell}</th>' for cell in head)
+        + "</tr></thead><tbody>"
+        + "".join(f"<tr>{row}</tr>" for row in rows)
+        + "</tbody></table></div>"
+    )
+
+
+def show_table(markup: str) -> None:
+    """Display an HTML table in a page."""
+    from IPython.display import display
+
+    display({"text/html": markup, "text/plain": "a table"}, raw=True)  # type: ignore[no-untyped-call]
+
+
+def _lines(record: Record, ax: Any, curves: Sequence[str], names: Sequence[str], labels: bool = True) -> None:
+    for curve, name in zip(curves, names, strict=True):
+        hue, dashes = STYLES[name]
+        points, color = record.curves[curve], figures.PALETTE[hue][0]
+        if any(value is not None for line in points["seeds"] for value in line):  # not all diverged at once
+            figures.band(ax, points["x"], points["seeds"], LABELS[name], color=color, linestyle=dashes)
+    ax._direct_labels = labels
+
+
+def _plain_ticks(*axes: Any) -> None:
+    """0.1, 0.2, 0.5, 1, … for logarithmic axes, which may span less than a decade."""
+    from matplotlib import ticker
+
+    make: Any = ticker  # it carries no types
+    for ax in axes:
+        axis: Any = ax.yaxis
+        axis.set_major_locator(make.LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(make.NullLocator())
+        axis.set_major_formatter(make.FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _pm(values: Sequence[float | None], form: str) -> str:
+    mean, low, _ = interval(list(values))
+    if mean is None or low is None:
+        return "diverged"
+    return f"{mean:{form}} ± {mean - low:.2g}" if len(values) > 1 else f"{mean:{form}}"

@@ -1,0 +1,88 @@
+"""The benchmark's figures and table hold all that the record holds, and say what diverged."""
+
+import re
+
+import pytest
+
+from benchmarks import training_speed
+from experiments import benchmark_figures, figures
+from experiments.benchmark import FIGURES, LABELS
+from experiments.records import Record
+
+
+@pytest.fixture
+def record() -> Record:
+    """Two data sets, two seeds; on the second one, SGD diverged at once, with all seeds."""
+    parameters = {"datasets": {"digits": {}, "mnist": {}}, "targets": {"digits": 0.5, "mnist": 0.1}}
+    made = Record("benchmark", "quick", parameters)
+    made.provenance["milliseconds_per_step"] = {}
+    for dataset in parameters["datasets"]:
+        made.provenance["milliseconds_per_step"][dataset] = dict.fromkeys(LABELS, 1.25)
+        for i, name in enumerate(LABELS):
+            lost = dataset == "mnist" and name == "sgd"
+            for key in ("train_loss", "val_loss", "val_accuracy"):
+                made.metric(f"{dataset}.{name}.{key}", [None, None] if lost else [0.25, 0.75])
+                lines = [[], []] if lost else [[2.0, 1.0, 0.1 + i / 100], [2.0, 1.1, 0.2]]
+                made.curve(f"{dataset}/{name}/{key}", [1, 2, 3], lines, "epoch", key)
+            made.metric(f"{dataset}.{name}.steps_to_target", [30.0, None] if i else [30.0, 50.0])
+    for i, name in enumerate(LABELS):
+        made.curve(f"lr/{name}", [0.1, 1.0], [[0.5, 0.4]], "learning rate", "validation loss")
+        for key, value in (("rank", i + 1), ("rank_low", i + 1), ("rank_high", i + 2)):
+            made.metric(f"tuned.{name}.{key}", value)
+    return made
+
+
+@pytest.mark.parametrize("title", FIGURES)
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_a_figure_names_every_run_that_is_in_it(record: Record, title: str, dataset: str) -> None:
+    markup = figures.markup(benchmark_figures.family(record, title, dataset), "x")
+    for name in FIGURES[title]:
+        drawn = not (dataset == "mnist" and name == "sgd")
+        assert (f">{LABELS[name]}<" in markup) is drawn
+    assert "nan" not in markup
+
+
+def test_runs_of_one_figure_look_different() -> None:
+    for names in [*FIGURES.values(), *benchmark_figures.GROUPS.values()]:
+        looks = [benchmark_figures.STYLES[name] for name in names]
+        assert len(set(looks)) == len(looks), names
+    assert {name for names in benchmark_figures.GROUPS.values() for name in names} == set(LABELS)
+
+
+def test_the_other_figures_name_all_runs(record: Record) -> None:
+    drawn = [
+        benchmark_figures.overview(record, "digits"),
+        benchmark_figures.grouped(record, "lr", "learning rate", "loss", xscale="log", yscale="log"),
+        benchmark_figures.ranking(record),
+    ]
+    for fig in drawn:
+        markup = figures.markup(fig, "x")
+        for label in LABELS.values():
+            assert f">{label}<" in markup
+
+
+def test_the_table_has_a_row_for_every_run(record: Record) -> None:
+    rows = re.findall(r"<tr>(.*?)</tr>", benchmark_figures.table(record, "mnist"))[1:]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    assert [row[0] for row in cells] == list(LABELS.values())
+    assert cells[0][1:] == ["diverged", "diverged", "40", "1.25"]
+    assert cells[1][1:] == ["0.5 ± 3.2", "50.0 ± 3.2e+02", "never", "1.25"]
+
+
+def test_speeds_are_compared_within_a_round() -> None:
+    """A machine that gets slower from round to round does not change a ratio."""
+    calls: list[str] = []
+
+    def candidate(name: str, speed: float) -> training_speed.Candidate:
+        def run() -> float:
+            calls.append(name)
+            return speed / len(calls)
+
+        return run
+
+    table = training_speed.compare({"plain": candidate("plain", 100), "ours": candidate("ours", 400)}, rounds=3)
+    assert calls == ["plain", "ours"] * 4
+    plain, ours = (line.split() for line in table.splitlines()[2:])
+    assert plain[2:] == ["1.00", "1.00", "to", "1.00"]
+    assert float(ours[2]) == pytest.approx(4 * 5 / 6, abs=0.01)
+    assert [float(ours[3]), float(ours[5])] == pytest.approx([4 * 3 / 4, 4 * 7 / 8], abs=0.01)

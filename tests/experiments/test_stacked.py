@@ -1,0 +1,94 @@
+"""Stacked networks: each is the network that it would be alone, whatever happens to its neighbors."""
+
+import math
+
+import pytest
+import torch
+
+from experiments import data, mixes, models, stacked, training
+from experiments.stacked import StackedMLP
+
+SEEDS = (3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def ds() -> data.Dataset:
+    return data.load("digits")
+
+
+def alone(ds: data.Dataset, text: str, seed: int, order: int, epochs: int = 2) -> training.History:
+    """Network `seed` trained by itself on batches in the order of seed `order`."""
+    model = models.mlp(64, seed=seed)
+    optimizer = mixes.parse(text)[0].build(model.parameters())
+    return training.train(model, optimizer, ds, epochs=epochs, seed=order, progress=False)
+
+
+def together(
+    ds: data.Dataset, text: str, seeds: tuple[int, ...] = SEEDS, shared: bool = False, epochs: int = 2
+) -> list[training.History]:
+    model = StackedMLP(seeds, 64)
+    optimizer = mixes.parse(text)[0].build(model.parameters())
+    return stacked.train(model, optimizer, ds, epochs=epochs, shared_batches=shared)
+
+
+def test_the_logits_are_those_of_the_single_networks(ds: data.Dataset) -> None:
+    images = ds.images("test")[:50]
+    stack = StackedMLP(SEEDS, 64, (32, 16))
+    own = torch.stack([images.roll(i, 0).flatten(1) for i in range(3)])
+    for i, seed in enumerate(SEEDS):
+        single = models.mlp(64, (32, 16), seed=seed)
+        torch.testing.assert_close(stack(images.flatten(1))[i], single(images), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(stack(own)[i], single(images.roll(i, 0)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["sgd(0.1, momentum=0.9)", "adam+lookahead", "radamw(nesterov=True)"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_network_trains_as_it_would_alone(ds: data.Dataset, text: str, shared: bool) -> None:
+    for seed, history in zip(SEEDS, together(ds, text, shared=shared), strict=True):
+        single = alone(ds, text, seed, SEEDS[0] if shared else seed)
+        assert history.train_loss == pytest.approx(single.train_loss, rel=1e-3)
+        assert len(history.epoch) == 2
+        for ours, theirs in zip(history.epoch, single.epoch, strict=True):
+            assert ours["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-3)
+            assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=2 / 360)
+
+
+def test_noise_and_masks_differ_between_the_networks(ds: data.Dataset) -> None:
+    """Twins, equal but for their place in the stack, stay equal without noise and part with it."""
+    plain = together(ds, "adam", seeds=(3, 3), epochs=1)
+    assert plain[0].train_loss == pytest.approx(plain[1].train_loss, rel=1e-6)
+    for extension in ("gradient_noise", "lr_dropout", "gradient_dropout"):
+        first, second = (h.train_loss for h in together(ds, f"adam+{extension}", seeds=(3, 3), epochs=1))
+        assert first[0] == pytest.approx(second[0], rel=1e-6)
+        assert abs(first[-1] - second[-1]) > 1e-4
+
+
+def test_a_network_that_diverges_leaves_its_neighbors_alone(ds: data.Dataset) -> None:
+    model = StackedMLP(SEEDS, 64)
+    with torch.no_grad():
+        model.weights[0][1] = math.inf
+    optimizer = mixes.parse("adam")[0].build(model.parameters())
+    histories = stacked.train(model, optimizer, ds, epochs=2)
+    assert [history.diverged for history in histories] == [False, True, False]
+    assert [len(history.epoch) for history in histories] == [2, 0, 2]
+    assert not math.isfinite(histories[1].train_loss[-1])
+    untouched = together(ds, "adam")
+    assert histories[0].train_loss == untouched[0].train_loss
+    assert histories[2].train_loss == untouched[2].train_loss
+
+
+def test_the_same_arguments_give_the_same_bits_and_leave_the_generator_alone(ds: data.Dataset) -> None:
+    before = torch.get_rng_state()
+    first, second = together(ds, "adam+lr_dropout"), together(ds, "adam+lr_dropout")
+    assert [h.train_loss for h in first] == [h.train_loss for h in second]
+    assert [h.epoch for h in first] == [h.epoch for h in second]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_when_all_have_diverged_the_rest_is_not_run(ds: data.Dataset) -> None:
+    calls: list[int] = []
+    model = StackedMLP((0, 1), 64)
+    optimizer = mixes.parse("sgd(1e30)")[0].build(model.parameters())
+    histories = stacked.train(model, optimizer, ds, epochs=40, progress=lambda epoch, loss: calls.append(epoch))
+    assert all(history.diverged for history in histories)
+    assert calls == []

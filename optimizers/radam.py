@@ -58,9 +58,8 @@ class RAdamDirection(Stage):
         exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
         exp_avg_hat = first_moment(grad, exp_avg, beta1, step, nesterov)
         rho_t, rho_inf = sma_length(beta2, step)
-        if (
-            rho_inf <= threshold
-        ) is True:  # plain numbers: ρ_t < ρ_∞ never gets there, and 1 / (ρ_∞ − 4) may not be
+        # ρ_t < ρ_∞ never gets there (as plain numbers, where 1 / (ρ_∞ − 4) may not exist)
+        if (rho_inf <= threshold) is True:
             return exp_avg_hat, exp_avg, exp_avg_sq
         rectified = rho_t > threshold
         # l_t = √(1 − β₂ᵗ) / (√v_t + ε)

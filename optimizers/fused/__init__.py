@@ -9,7 +9,7 @@ import warnings
 from array import array
 from collections.abc import Iterable, Mapping
 from operator import is_
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,23 +71,24 @@ class FusedStep:
         known = {"lr": float(group["lr"]), "schedule": float(schedule(group)), "maximize": group["maximize"]}
         known |= {name: float(value) for name, value in shared.items()}
         key = form(active, known)
-        grads = {index: cast(Tensor, param.grad) for index, param in params.items()}
+        grads = [table.grads() for table in self.tables]
         if key != self._key or not self._holds(params, grads, states):
             self._key, self._params, self.tables, self._eager = None, params, [], {}
             self._lay_out(params, active, known, group, states)
             self._key = key
+            grads = [table.grads() for table in self.tables]
         given = [value for _, value in numbers(active, known)]
         reals = array("d", [value for value in given if isinstance(value, float)])
         wholes = array("q", [value for value in given if isinstance(value, int)])
-        for table in self.tables:
-            table.step(_of(table, grads), reals, wholes)
+        for table, its in zip(self.tables, grads, strict=True):
+            table.step(its, reals, wholes)
         return self._eager
 
-    def _holds(self, params: Indexed, grads: Indexed, states: Mapping[Tensor, Hyper]) -> bool:
+    def _holds(self, params: Indexed, grads: list[list[Tensor]], states: Mapping[Tensor, Hyper]) -> bool:
         return (
             params.keys() == self._params.keys()
             and all(map(is_, params.values(), self._params.values()))
-            and all(table.holds(states, _of(table, grads)) for table in self.tables)
+            and all(table.holds(its, states) for table, its in zip(self.tables, grads, strict=True))
         )
 
     def _lay_out(self, params: Indexed, active: Active, known: Hyper, group: Hyper, states: Any) -> None:
@@ -128,10 +129,6 @@ def plain(stage: Stage, name: str, value: Any) -> Any:
         return tuple(plain(stage, name, part) for part in value)
     whole = isinstance(value, bool) or stage.ranges.get(name, "").startswith("int")
     return float(value) if isinstance(value, int) and not whole else value
-
-
-def _of(table: Table, grads: Indexed) -> list[Tensor]:
-    return list(map(grads.__getitem__, table.indices))
 
 
 _warned: set[str] = set()

@@ -120,4 +120,6 @@ def _build(command: tuple[str, ...], source: str, library: Path) -> str:
 
 
 def _run(command: list[str], text: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace")
+    # A compiler looks for its linker on the path, and finds none where a process was started without one.
+    env = {"PATH": os.defpath, **os.environ}
+    return subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", env=env)

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Adam: what was run
 #
-# The experiments behind the chapter on Adam (Kingma & Ba 2015). The claims that they decide were fixed before the
-# run, in `book/claims/adam.yaml`. The first three experiments are exact: float64, no data, no luck. The last three
-# train networks, every optimizer with the same grid of learning rates.
+# The experiments behind the chapter on Adam (Kingma & Ba 2015). The claims that they decide stand in
+# `book/claims/adam.yaml`. The first three experiments are exact: float64, no data, no luck. The last three train
+# networks, every optimizer with the same grid of learning rates.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, the paper's own network

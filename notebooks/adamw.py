@@ -14,8 +14,8 @@
 # # AdamW: what was run
 #
 # The experiments behind the chapter on decoupled weight decay (Loshchilov & Hutter 2019). The claims that they
-# decide were fixed before the run, in `book/claims/adamw.yaml`. The first three experiments are exact, or nearly
-# so: float64, no data. The last ones train a grid of networks at once.
+# decide stand in `book/claims/adamw.yaml`. The first three experiments are exact, or nearly so: float64, no data.
+# The last ones train a grid of networks at once.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, more of it

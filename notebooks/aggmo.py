@@ -14,8 +14,8 @@
 # # AggMo: what was run
 #
 # The experiments behind the chapter on aggregated momentum (Lucas, Sun, Zemel and Grosse 2019). The claims that
-# they decide were fixed before the run, in `book/claims/aggmo.yaml`. The first four experiments are exact: float64,
-# no data, no luck. The last one trains autoencoders, all of them at once.
+# they decide stand in `book/claims/aggmo.yaml`. The first four experiments are exact: float64, no data, no luck.
+# The last one trains autoencoders, all of them at once.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, the paper's own network
@@ -176,7 +176,7 @@ record.metric("steps.worst_same_speed", max(row["aggmo_3"] / row["same_speed"] f
 
 # %%
 def rate(name, h):
-    """The asymptotic factor per step at αλ = h, of the shape of h."""
+    """The asymptotic factor per step where α times the curvature is `h`; the shape of `h`."""
     betas, weights = (x[:, :, None] for x in places([name]))  # (4, 1, 1)
     h = torch.as_tensor(h, dtype=torch.float64).flatten()[:, None]
     unit = torch.eye(5, dtype=torch.float64).expand(len(h), 5, 5)  # each column a state (θ, v⁽¹⁾, …, v⁽⁴⁾)

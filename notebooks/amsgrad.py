@@ -13,9 +13,8 @@
 # %% [markdown]
 # # AMSGrad: what was run
 #
-# The experiments behind the chapter on AMSGrad (Reddi, Kale & Kumar 2018). The claims that they decide were fixed
-# before the run, in `book/claims/amsgrad.yaml`. The first five experiments are exact: float64, no data. The last
-# one trains networks.
+# The experiments behind the chapter on AMSGrad (Reddi, Kale & Kumar 2018). The claims that they decide stand in
+# `book/claims/amsgrad.yaml`. The first five experiments are exact: float64, no data. The last one trains networks.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, longer

@@ -14,9 +14,9 @@
 # # Lookahead: what was run
 #
 # The experiments behind the chapter on Lookahead (Zhang, Lucas, Hinton & Ba 2019). The claims that they decide
-# were fixed before the run, in `book/claims/lookahead.yaml`. The first three experiments are about a noisy
-# quadratic, whose theory is exact. The last one trains networks. α is the learning rate of the inner optimizer,
-# `slow` the step size of the slow weights (the paper's α).
+# stand in `book/claims/lookahead.yaml`. The first three experiments are about a noisy quadratic, whose theory is
+# exact. The last one trains networks. α is the learning rate of the inner optimizer, `slow` the step size of the
+# slow weights (the paper's α).
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, more of it

@@ -14,8 +14,8 @@
 # # Momentum: what was run
 #
 # The experiments behind the chapter on momentum (Sutskever, Martens, Dahl and Hinton 2013). The claims that they
-# decide were fixed before the run, in `book/claims/momentum.yaml`. The first five experiments are exact: float64,
-# no data, no luck. The last one trains autoencoders, all of them at once.
+# decide stand in `book/claims/momentum.yaml`. The first five experiments are exact: float64, no data, no luck. The
+# last one trains autoencoders, all of them at once.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, the paper's own network
@@ -57,12 +57,12 @@ record = records.new("momentum", scale, {"seeds": seeds, "device": device, **SET
 #
 # On a quadratic the step is linear in the pair (θ, b). Its matrix is read off the package's own function, by
 # feeding it the two unit vectors; the largest modulus of an eigenvalue is the factor by which a step shrinks the
-# distance. The learning rate times the curvature, $h = \alpha\lambda$, is all that matters.
+# distance. The learning rate times the curvature is all that matters; `h` is this product here.
 
 
 # %%
 def rate(h, mu, nesterov=False):
-    """The asymptotic factor per step at αλ = h; the shape of h."""
+    """The asymptotic factor per step where α times the curvature is `h`; the shape of `h`."""
     h = torch.as_tensor(h, dtype=torch.float64)
     theta, velocity = torch.eye(2, dtype=torch.float64).expand(*h.shape, 2, 2).unbind(-2)
     direction, velocity = Momentum.update(h[..., None] * theta, velocity, 2, mu, 0.0, nesterov)
@@ -111,7 +111,7 @@ for name, power in (("printed", 1), ("squared", 2)):
     print(name, *(f"R = {R:.0e}: {gain / math.sqrt(R):.3f} √R" for R, gain in zip(conditions, gains, strict=True)))
 
 # %% [markdown]
-# ## 3 · Nesterov's momentum is classical momentum with μ(1 − αλ)
+# ## 3 · Nesterov's momentum is classical momentum with μ(1 − αh), where h is the curvature
 #
 # Ten curvatures, α = 1. The package keeps the look-ahead point $y_t = \theta_t + \mu v_t$; with $v_t = -\alpha b_t$
 # the paper's $\theta_t$ is recovered from the buffer. The classical runs have a parameter group per curvature.

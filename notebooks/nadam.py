@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Nadam: what was run
 #
-# The experiments behind the chapter on Nadam (Dozat 2016). The claims that they decide were fixed before the run,
-# in `book/claims/nadam.yaml`. The first four experiments are exact: float64, no data. The last one trains an
+# The experiments behind the chapter on Nadam (Dozat 2016). The claims that they decide stand in
+# `book/claims/nadam.yaml`. The first four experiments are exact: float64, no data. The last one trains an
 # autoencoder.
 
 # %% tags=["parameters"]

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # RAdam: what was run
 #
-# The experiments behind the chapter on RAdam (Liu et al. 2020). The claims that they decide were fixed before the
-# run, in `book/claims/radam.yaml`. The first four experiments are about Gaussian gradients and the book's bowl, in
-# float64; the last one trains networks.
+# The experiments behind the chapter on RAdam (Liu et al. 2020). The claims that they decide stand in
+# `book/claims/radam.yaml`. The first four experiments are about Gaussian gradients and the book's bowl, in float64;
+# the last one trains networks.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, longer

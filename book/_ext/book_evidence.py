@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from experiments import claims, records
-from experiments.claims import Claim, Evidence, Verdict
+from experiments.claims import Check, Claim, Evidence, Verdict
 from experiments.errors import UserError
 from experiments.records import SCALES, Record
 
@@ -86,11 +86,14 @@ class Claims(EvidenceDirective):
         card += self.paragraph(f"**Experiment.** {claim.experiment}", "claim-note")
         card += self.paragraph(f"**Control.** {claim.control}", "claim-note")
         if claim.precondition is not None:
-            scale = record.scale if record else SCALES[0]
-            needs = f"{claim.precondition.says} ({claim.precondition.describe(scale)})"
-            met = "" if record is None else f" Measured: {measured_text(record, claim.precondition.metric)}."
-            card += self.paragraph(f"**Precondition.** {needs}.{met}", "claim-note")
+            card += self.precondition(claim.precondition, record)
         return card
+
+    def precondition(self, check: Check, record: Record | None) -> nodes.paragraph:
+        line = self.paragraph(f"**Precondition.** {check.says}", "claim-note")
+        text = f" ({check.describe(record.scale if record else SCALES[0])})."
+        line += typeset(text if record is None else f"{text} Measured: {measured_text(record, check.metric)}.")
+        return line
 
     def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
         scale = record.scale if record else SCALES[0]

@@ -5,29 +5,17 @@ and a translation that does not agree with `optimizers.Adam` fails. Everything i
 """
 
 import math
-import re
-from collections.abc import Callable
-from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
 from optimizers import Adam
 
-CHAPTER = Path(__file__).parents[2] / "book" / "adaptive" / "adam.md"
-EQUATIONS = {
-    label: " ".join(latex.split())
-    for latex, label in re.findall(r"^\$\$\n(.*?)\n\$\$ \((eq-[\w-]+)\)$", CHAPTER.read_text("utf-8"), re.M | re.S)
-}
+from .equations import Chapter
+
+CHAPTER = Chapter("adaptive/adam")
+equation = CHAPTER.equation
 ALPHA, BETA1, BETA2, EPS = 0.01, 0.8, 0.95, 1e-3
-TESTED: dict[str, str] = {}
-
-
-def equation(label: str, latex: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Tie a test to the equation that the chapter labels `label` and writes as `latex`."""
-    TESTED[label] = " ".join(latex.split())
-    return lambda test: test
 
 
 def gradients(steps: int = 12) -> Tensor:
@@ -144,10 +132,5 @@ def test_longest_step() -> None:
     assert longest > 1.5 * paper  # … and far above the one that the paper gives
 
 
-@pytest.mark.parametrize("label", EQUATIONS)
-def test_the_page_says_what_is_tested(label: str) -> None:
-    assert TESTED.get(label) == EQUATIONS[label]
-
-
-def test_nothing_else_is_tested() -> None:
-    assert set(TESTED) == set(EQUATIONS)
+def test_the_page_says_what_is_tested() -> None:
+    assert CHAPTER.tested == CHAPTER.equations

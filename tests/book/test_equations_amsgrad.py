@@ -5,9 +5,7 @@ a translation that does not agree with `optimizers.AMSGrad` fails. Everything is
 """
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +14,13 @@ import torch
 
 from optimizers import AMSGrad, RMSprop
 
+from .equations import Chapter
+
 Array = npt.NDArray[np.float64]
-CHAPTER = Path(__file__).parents[2] / "book" / "adaptive" / "amsgrad.md"
-EQUATIONS = {
-    label: " ".join(latex.split())
-    for latex, label in re.findall(r"^\$\$\n(.*?)\n\$\$ \((eq-[\w-]+)\)$", CHAPTER.read_text("utf-8"), re.M | re.S)
-}
-TESTED: dict[str, str] = {}
+CHAPTER = Chapter("adaptive/amsgrad")
+equation = CHAPTER.equation
 ALPHA, BETA1, BETA2, EPS = 0.01, 0.8, 0.95, 1e-3
 C = 3.0
-
-
-def equation(label: str, latex: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Tie a test to the equation that the chapter labels `label` and writes as `latex`."""
-    TESTED[label] = " ".join(latex.split())
-    return lambda test: test
 
 
 def loss(t: int, x: Array | float) -> Array | float:
@@ -212,10 +202,5 @@ def test_rule() -> None:
     assert fell  # else the maximum was never put to the test
 
 
-@pytest.mark.parametrize("label", EQUATIONS)
-def test_the_page_says_what_is_tested(label: str) -> None:
-    assert TESTED.get(label) == EQUATIONS[label]
-
-
-def test_nothing_else_is_tested() -> None:
-    assert set(TESTED) == set(EQUATIONS)
+def test_the_page_says_what_is_tested() -> None:
+    assert CHAPTER.tested == CHAPTER.equations

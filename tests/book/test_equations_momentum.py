@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import jupytext
 import numpy as np
@@ -20,23 +19,12 @@ from torch import Tensor
 
 from optimizers import SGD
 
-ROOT = Path(__file__).parents[2]
-EQUATIONS = {
-    label: " ".join(latex.split())
-    for latex, label in re.findall(
-        r"^\$\$\n(.*?)\n\$\$ \((eq-[\w-]+)\)$",
-        (ROOT / "book" / "foundations" / "momentum.md").read_text("utf-8"),
-        re.M | re.S,
-    )
-}
+from .conftest import ROOT
+from .equations import Chapter
+
+CHAPTER = Chapter("foundations/momentum")
+equation = CHAPTER.equation
 ALPHA, MU = 0.05, 0.8
-TESTED: dict[str, str] = {}
-
-
-def equation(label: str, latex: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Tie a test to the equation that the chapter labels `label` and writes as `latex`."""
-    TESTED[label] = " ".join(latex.split())
-    return lambda test: test
 
 
 def gradients(steps: int = 12) -> Tensor:
@@ -65,13 +53,13 @@ def run(
 
 
 def along(curvature: float, steps: int = 40, **options: float) -> tuple[Tensor, Tensor]:
-    """θ and b on ½ λ θ² from θ = 1; each of shape (steps + 1,)."""
+    """θ and b on ½ h θ² from θ = 1; each of shape (steps + 1,)."""
     theta, b = run(lambda theta, t: curvature * theta, torch.ones(1, dtype=torch.float64), steps, **options)  # type: ignore[arg-type]
     return theta[:, 0], b[:, 0]
 
 
 def radius(h: float, mu: float, nesterov: bool = False) -> float:
-    """Largest |z| of the package's step at αλ = h, from five consecutive positions of one run.
+    """Largest |z| of the package's step at αh = `h`, from five consecutive positions of one run.
 
     Every sequence obeys x_{t+1} = p x_t − q x_{t−1}; p and q are solved for, and z² − p z + q = 0.
     """
@@ -131,7 +119,7 @@ def test_on_a_slope() -> None:
 @equation(
     "eq-momentum-matrix",
     r"\begin{pmatrix} \theta_t \\ b_t \end{pmatrix} ="
-    r" \begin{pmatrix} 1-\alpha\lambda & -\alpha\mu \\ \lambda & \mu \end{pmatrix}"
+    r" \begin{pmatrix} 1-\alpha h & -\alpha\mu \\ h & \mu \end{pmatrix}"
     r" \begin{pmatrix} \theta_{t-1} \\ b_{t-1} \end{pmatrix} ,",
 )
 def test_matrix() -> None:
@@ -142,11 +130,11 @@ def test_matrix() -> None:
         close(after, matrix @ before)
 
 
-@equation("eq-momentum-characteristic", r"z^2 - (1 + \mu - h)\, z + \mu = 0 .")
+@equation("eq-momentum-characteristic", r"z^2 - (1 + \mu - \alpha h)\, z + \mu = 0 .")
 def test_characteristic_polynomial() -> None:
-    alpha, lam, mu, z = sympy.symbols("alpha lambda mu z")
-    matrix = sympy.Matrix([[1 - alpha * lam, -alpha * mu], [lam, mu]])
-    stated = z**2 - (1 + mu - alpha * lam) * z + mu
+    alpha, h, mu, z = sympy.symbols("alpha h mu z")
+    matrix = sympy.Matrix([[1 - alpha * h, -alpha * mu], [h, mu]])
+    stated = z**2 - (1 + mu - alpha * h) * z + mu
     assert sympy.expand(matrix.charpoly(z).as_expr() - stated) == 0
     x, _ = along(3.0)  # and so every three positions of the package obey it
     for t in range(2, len(x)):
@@ -155,7 +143,7 @@ def test_characteristic_polynomial() -> None:
 
 @equation(
     "eq-momentum-radius",
-    r"(1-\sqrt\mu)^2 < h < (1+\sqrt\mu)^2 \quad\Longrightarrow\quad |z| = \sqrt\mu .",
+    r"(1-\sqrt\mu)^2 < \alpha h < (1+\sqrt\mu)^2 \quad\Longrightarrow\quad |z| = \sqrt\mu .",
 )
 def test_radius() -> None:
     low, high = (1 - math.sqrt(MU)) ** 2, (1 + math.sqrt(MU)) ** 2
@@ -187,7 +175,7 @@ def test_best_pair() -> None:
 
 
 def nesterov(curvature: float, steps: int = 40) -> tuple[list[float], list[float]]:
-    """The paper's θ_t and v_t by its equations (3) and (4), on ½ λ θ² from θ = 1."""
+    """The paper's θ_t and v_t by its equations (3) and (4), on ½ h θ² from θ = 1."""
     theta, v = [1.0], [0.0]
     for _ in range(steps):
         v.append(MU * v[-1] - ALPHA * curvature * (theta[-1] + MU * v[-1]))
@@ -209,7 +197,7 @@ def test_nesterov() -> None:
 
 @equation(
     "eq-momentum-effective",
-    r"v_t = \mu\,(1 - \alpha\lambda)\, v_{t-1} - \alpha\lambda\, \theta_{t-1} .",
+    r"v_t = \mu\,(1 - \alpha h)\, v_{t-1} - \alpha h\, \theta_{t-1} .",
 )
 def test_effective_momentum() -> None:
     for curvature in (0.01, 1.0, 19.0):
@@ -224,7 +212,7 @@ def test_effective_momentum() -> None:
 
 @equation(
     "eq-momentum-nesterov-radius",
-    r"|z| = \sqrt{\mu\,(1 - h)} \qquad\text{where the roots are complex and } h < 1 .",
+    r"|z| = \sqrt{\mu\,(1 - \alpha h)} \qquad\text{where the roots are complex and } \alpha h < 1 .",
 )
 def test_nesterov_radius() -> None:
     for h in (0.05, 0.2, 0.5, 0.9):
@@ -233,7 +221,7 @@ def test_nesterov_radius() -> None:
         assert radius(h, MU, nesterov=True) == pytest.approx(math.sqrt(own), rel=1e-9)
 
 
-@equation("eq-momentum-limit", r"h < \frac{2\,(1+\mu)}{1+2\mu} ,")
+@equation("eq-momentum-limit", r"\alpha h < \frac{2\,(1+\mu)}{1+2\mu} ,")
 def test_nesterov_limit() -> None:
     for mu in (0.3, 0.9, 0.99):
         limit = 2 * (1 + mu) / (1 + 2 * mu)
@@ -272,10 +260,5 @@ def test_schedule_of_the_notebook() -> None:
     assert momentum(Run, 749_000) == 0.9
 
 
-@pytest.mark.parametrize("label", EQUATIONS)
-def test_the_page_says_what_is_tested(label: str) -> None:
-    assert TESTED.get(label) == EQUATIONS[label]
-
-
-def test_nothing_else_is_tested() -> None:
-    assert set(TESTED) == set(EQUATIONS)
+def test_the_page_says_what_is_tested() -> None:
+    assert CHAPTER.tested == CHAPTER.equations

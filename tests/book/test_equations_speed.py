@@ -1,8 +1,6 @@
 """The displayed equations of the chapter on speed, and the operations and streams that it counts, in the code."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,18 +11,10 @@ from benchmarks.rules import RULES
 from benchmarks.shapes import resnet50
 from optimizers import Adam
 
-CHAPTER = (Path(__file__).parents[2] / "book" / "speed.md").read_text("utf-8")
-EQUATIONS = {
-    label: " ".join(latex.split())
-    for latex, label in re.findall(r"^\$\$\n(.*?)\n\$\$ \((eq-[\w-]+)\)$", CHAPTER, re.MULTILINE | re.DOTALL)
-}
-TESTED: dict[str, str] = {}
+from .equations import Chapter
 
-
-def equation(label: str, latex: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Tie a test to the equation that the chapter labels `label` and writes as `latex`."""
-    TESTED[label] = " ".join(latex.split())
-    return lambda test: test
+CHAPTER = Chapter("speed")
+equation = CHAPTER.equation
 
 
 def parameter() -> torch.Tensor:
@@ -108,5 +98,5 @@ def test_an_eager_step_has_no_compiled_loop() -> None:
     assert traffic.compiled_loop(adam) == ""
 
 
-def test_every_equation_of_the_chapter_is_tested_as_it_stands() -> None:
-    assert TESTED == EQUATIONS
+def test_the_page_says_what_is_tested() -> None:
+    assert CHAPTER.tested == CHAPTER.equations

@@ -80,6 +80,12 @@ class Settings:
         return self.num_epochs * math.ceil(self.num_train / self.batch_size)
 
 
+def fastest_precision(device: str) -> str:
+    """The precision in which the CNN trains fastest: bfloat16 on a GPU and on a CPU with matrix units for it."""
+    matrix_units = device.startswith("cuda") or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if matrix_units else "float32"
+
+
 def dataset(settings: Settings) -> Dataset:
     """The part of the data set that a run with these settings sees."""
     return _part(settings.dataset, settings.num_train, settings.num_val, settings.fresh_val)

@@ -9,6 +9,7 @@ in `_build/site/` and takes its place as `_build/html/` by renaming, when it is 
 
 import ast
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -19,12 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import jupytext
 import nbformat
 import yaml
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -141,39 +144,59 @@ def cached(page: Path, key: str) -> Path:
 
 
 async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
-    """Execute the chapters, as many at a time as there are cores; returns one message per chapter that failed."""
+    """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
+
+    A kernel imports torch and matplotlib once, which takes longer than most chapters.
+    """
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    places = asyncio.Semaphore(os.cpu_count() or 1)
+    waiting, failures = list(chapters), []
 
-    async def one(page: Path) -> str | None:
-        async with places:
-            try:
-                await execute(page, chapters[page], cached(page, keys[page]))
-            except CellExecutionError as error:
-                text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
-                return f"{page}: a cell failed\n{text}"
-        return None
+    async def work() -> None:
+        async with kernel() as (manager, client):
+            while waiting:
+                page = waiting.pop(0)
+                try:
+                    await execute(page, chapters[page], cached(page, keys[page]), manager, client)
+                except CellExecutionError as error:
+                    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+                    failures.append(f"{page}: a cell failed\n{text}")
 
-    return [message for message in await asyncio.gather(*map(one, chapters)) if message]
+    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
+    return failures
 
 
-async def execute(page: Path, notebook: NotebookNode, target: Path) -> None:
-    """Execute one chapter in the repository's root and keep it whole or not at all."""
+@contextlib.asynccontextmanager
+async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
+    """A kernel in the repository's root, and a client of it that is ready."""
+    # One thread: the same digits everywhere.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    with tempfile.TemporaryDirectory(prefix="book-") as sockets:
+        # Sockets in a folder instead of ports: parallel kernels cannot collide.
+        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        await manager.start_kernel(env=environment, cwd=str(ROOT))
+        client = manager.client()
+        client.start_channels()
+        client.allow_stdin = False
+        try:
+            await client.wait_for_ready(timeout=120)
+            yield manager, client
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel(now=True)
+
+
+async def execute(
+    page: Path, notebook: NotebookNode, target: Path, manager: AsyncKernelManager, client: AsyncKernelClient
+) -> None:
+    """Execute one chapter in a kernel that may have executed others, and keep it whole or not at all."""
     print(f"executing {page}", flush=True)
     began = time.monotonic()
-    # Sockets in a folder instead of ports: parallel kernels cannot collide. One thread: the same digits everywhere.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(ROOT)}},
-    )
-    with tempfile.TemporaryDirectory(prefix="book-") as sockets:
-        manager = client.create_kernel_manager()
-        manager.transport, manager.ip = "ipc", f"{sockets}/kernel"
-        await client.async_execute(env=environment)
+    notebook_client = NotebookClient(notebook, km=manager, timeout=300, record_timing=False)
+    notebook_client.kc = client
+    try:
+        await notebook_client.async_execute()
+    finally:
+        client.execute("%reset -f", silent=True)  # the next chapter finds no names
     notebook.metadata["book"] = {"seconds": round(time.monotonic() - began, 1)}
     for old in EXECUTED.glob(f"{target.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}.ipynb"):
         old.unlink()

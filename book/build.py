@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -52,9 +53,10 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same files
         try:
             pages = table_of_contents()
-            executed = execute_chapters(pages)
-            stage(pages, executed)
-            build_site()
+            with sphinx() as process:
+                executed = execute_chapters(pages)
+                stage(pages, executed)
+                build_site(process)
             publish_site()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -240,21 +242,35 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def build_site() -> None:
-    """jupyter-book in `_build/site`, from scratch where the last build did not finish or its machinery changed."""
+@contextlib.contextmanager
+def sphinx() -> Iterator[subprocess.Popen[str]]:
+    """jupyter-book in a process that imports all it needs while chapters are executed, and waits for a line."""
+    program = (
+        "import sys, jupyter_book.sphinx, myst_nb, optimizers, sphinx.ext.autodoc, sphinx_book_theme;"
+        "from jupyter_book.cli.main import main;"
+        "sys.exit(main() if sys.stdin.readline() else 1)"
+    )
+    arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, text=True, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def build_site(process: "subprocess.Popen[str]") -> None:
+    """The site in `_build/site`, from scratch where the last build did not finish or its machinery changed."""
     stamp, now = SITE / "whole", machinery()
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
         shutil.rmtree(SITE, ignore_errors=True)
     SITE.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
-    program = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-    arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"jupyter-book found fault with the book:\n{complaints(done.stdout + done.stderr)}")
+    output = "".join(process.communicate("go\n"))
+    if process.returncode:
+        raise UserError(f"jupyter-book found fault with the book:\n{complaints(output)}")
     stamp.write_text(now, encoding="utf-8")
 
 
@@ -285,7 +301,7 @@ def publish_site() -> None:
     new, old = BUILD / "html.new", BUILD / "html.old"
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(SITE / "_build" / "html", new)
+    shutil.copytree(SITE / "_build" / "html", new, copy_function=shutil.copyfile)
     if HTML.exists():
         HTML.rename(old)
     new.rename(HTML)

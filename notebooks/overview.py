@@ -272,7 +272,7 @@ ARMS = {  # the rule, how many tensors it remembers, and the first of eight lear
     "Adam": (adam, 2, -7),
 }
 UPDATES = SETTINGS["epochs"] * (n // B)
-POINTS = sorted({int(t) for t in np.geomspace(20, UPDATES, 60).round()})
+POINTS = sorted({int(t) for t in np.geomspace(20, UPDATES, 48).round()})
 TARGET = math.log(2) / 3
 
 

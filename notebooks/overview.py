@@ -273,12 +273,14 @@ ARMS = {  # the rule, how many tensors it remembers, and the first of eight lear
 }
 UPDATES = SETTINGS["epochs"] * (n // B)
 POINTS = sorted({int(t) for t in np.geomspace(20, UPDATES, 48).round()})
-TARGET = math.log(2) / 3
 
 
 @torch.inference_mode()
 def train(arm, x, y):
-    """The training loss at `POINTS` updates, shape (points, data sets, learning rates), and the learning rates."""
+    """The training loss at `POINTS` updates, shape (points, data sets, learning rates), and the learning rates.
+
+    Its unit is the loss of guessing, with the share of ones as the probability of each label.
+    """
     rule, remembered, first = ARMS[arm]
     lrs = [10 ** (k / 2) for k in range(first, first + 8)]
     alpha = torch.tensor(lrs, device=device)[:, None]
@@ -298,7 +300,9 @@ def train(arm, x, y):
         if t + 1 in POINTS:
             scores = theta @ x.mT
             losses.append((F.softplus(scores) - scores * y[:, None]).mean(-1))
-    return torch.stack(losses).cpu().nan_to_num(math.inf), lrs
+    share = y.mean(1, keepdim=True)
+    guessing = F.binary_cross_entropy(share, share, reduction="none")
+    return (torch.stack(losses) / guessing).cpu().nan_to_num(math.inf), lrs
 
 
 tried, shown = slice(len(TUNING)), slice(len(TUNING), None)
@@ -307,7 +311,7 @@ updates, ends, paths, rates, interior = {}, {}, {}, {}, True
 for kind, (x, y) in DATA.items():
     for arm in ARMS if kind == "sparse" else ("SGD", "SGD_decay", "Adagrad"):
         losses, rates[arm] = train(arm, x, y)
-        reached = losses < TARGET
+        reached = losses < 1 / 3
         first = torch.where(reached.any(0), torch.tensor(POINTS)[reached.int().argmax(0)].double(), math.inf)
         end = losses[-1]
         # The fewest updates; where two learning rates need equally many, the lower loss in the end.
@@ -320,9 +324,9 @@ for kind, (x, y) in DATA.items():
         ends[kind, arm] = {"all": end[shown], "best": end[shown, lowest]}
         record.metric(f"{kind}.epochs.{arm}", updates[kind, arm] * B / n)
         record.metric(f"{kind}.lr.{arm}", rates[arm][fastest])
-        record.curve(f"{kind}/path/{arm}", epochs, paths[kind, arm].T, "epoch", "training loss")
-        record.curve(f"{kind}/lr/{arm}", rates[arm], end[shown], "learning rate α", "training loss")
-        print(f"{kind:8s}{arm:10s} to ⅓ ln 2 at α = {rates[arm][fastest]:.4f}, epochs:", end=" ")
+        record.curve(f"{kind}/path/{arm}", epochs, paths[kind, arm].T, "epoch", "training loss ÷ guessing")
+        record.curve(f"{kind}/lr/{arm}", rates[arm], end[shown], "learning rate α", "training loss ÷ guessing")
+        print(f"{kind:8s}{arm:10s} to ⅓ of guessing at α = {rates[arm][fastest]:.4f}, epochs:", end=" ")
         print(*(f"{u * B / n:.2f}" for u in updates[kind, arm].tolist()), end=" · ")
         print(f"least loss at α = {rates[arm][lowest]:.4f}:", *(f"{e:.3f}" for e in end[shown, lowest].tolist()))
 record.metric("sparse.interior", float(interior))

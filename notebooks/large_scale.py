@@ -552,6 +552,7 @@ record.metric("softmax.bound_over_floor", largest * alphas[3] * trace / SIZES[1]
 smallest = gaps[:, 3 * len(SIZES) + 1].mean(1)
 record.metric("softmax.settled", smallest[75:].mean() / smallest[50:75].mean())
 record.metric("softmax.condition", largest / DECAY)
+record.metric("softmax.twice_condition", 2 * largest / DECAY)
 for name in ("slope_in_lr", "slope_in_batch", "settled", "bound_over_floor", "condition", "gradient_at_minimum"):
     print(f"{name}: {np.mean(record.get(f'softmax.{name}')):.3g}")
 

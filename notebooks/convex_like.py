@@ -197,7 +197,7 @@ def levenberg(theta, x, y, most=1000):
 
 five = [*seeds, *range(max(seeds) + 1, max(seeds) + 3)]
 x, y = problem(five)
-worst, stuck, ranks, sizes, finals = [], 0, [], [2, 3, 4, 5, 6, 7, 8, 12, 20], []
+worst, stuck, wide, ranks, sizes, finals = [], 0, [], [], [2, 3, 4, 5, 6, 7, 8, 12, 20], []
 for width in sizes:
     theta, history = levenberg(initial(five, width), x, y)
     rank, loss = torch.linalg.matrix_rank(jacobian(theta, x)), history[-1]
@@ -209,6 +209,7 @@ for width in sizes:
     record.metric(f"levenberg.w{width}.rank", rank.max())
     if 7 * width + 1 >= EXAMPLES:
         worst.append(loss.max().item())
+        wide += (rank == EXAMPLES).tolist()
         shortfalls += shortfall(initial(five, width), x, y)
     print(f"width {width:2d}, d = {7 * width + 1:3d}: rank {rank.tolist()}, loss", [f"{v:.0e}" for v in loss])
 weights = [7 * width + 1 for width in sizes]
@@ -217,6 +218,8 @@ record.curve("levenberg/rank", weights, [list(run) for run in zip(*ranks, strict
 record.metric("levenberg.full_rank_stuck", stuck)
 record.metric("levenberg.wide_worst", max(worst))
 narrow = [loss for d, run in zip(weights, finals, strict=True) if d < EXAMPLES for loss in run]
+record.metric("levenberg.wide_runs", len(wide))
+record.metric("levenberg.wide_full_rank", sum(wide))
 record.metric("levenberg.narrow_runs", len(narrow))
 record.metric("levenberg.narrow_reached", sum(loss < 1e-5 for loss in narrow))
 
@@ -250,15 +253,16 @@ shares = torch.rand(20, generator=torch.Generator().manual_seed(5)) + 0.5
 inner, bias, outer, last = small.split([INPUTS, 1, 1, 1], dim=1)
 point = torch.cat([inner.repeat(1, 20), bias.repeat(1, 20), outer * shares / shares.sum(), last], dim=1)
 near = point + 0.1 * torch.randn(point.shape, generator=torch.Generator().manual_seed(6))
-(loss, grad), (near_loss, near_grad) = gradient(point, x, y), gradient(near, x, y)
+loss, grad = gradient(point, x, y)
 near_rank = torch.linalg.matrix_rank(jacobian(near, x))
 record.metric("stationary.weights", point.shape[1])
 record.metric("stationary.gradient", grad.norm(dim=1).max())
 record.metric("stationary.loss", loss)
 record.metric("stationary.rank", torch.linalg.matrix_rank(jacobian(point, x)).max())
 record.metric("stationary.near_rank", near_rank.min())
-record.metric("stationary.near_smallest", torch.linalg.svdvals(jacobian(near, x))[:, -1])
-record.metric("stationary.near_gradient", near_grad.norm(dim=1))
+smallest = torch.linalg.svdvals(jacobian(near, x))[:, -1]
+record.metric("stationary.near_smallest.low", smallest.min())
+record.metric("stationary.near_smallest.high", smallest.max())
 shortfalls += shortfall(near, x, y)
 print(f"gradient {grad.norm(dim=1).max():.0e}, loss", [f"{v:.2f}" for v in loss.tolist()])
 print("rank there", torch.linalg.matrix_rank(jacobian(point, x)).tolist(), "and near", near_rank.tolist())

@@ -19,7 +19,7 @@
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: MNIST, more of it
-seeds = [0, 1, 2]  # of the problems and of the networks; Levenberg–Marquardt runs on two more
+seeds = [0, 1, 2, 3, 4]  # of the problems and of the networks; the images take the first three
 device = "cpu"
 out = "convex_like.json"  # where the record goes, relative to the working directory
 
@@ -92,14 +92,14 @@ for name, start in (("left", -1.6), ("right", -1.0)):
     theta = torch.tensor([start], requires_grad=True)
     optimizer = SGD([theta], lr=1.0)
     path, losses, slopes = [], [], []
-    for _ in range(4001):
+    for _ in range(2001):
         z, slope = silu(theta.detach())
         path.append(theta.item())
         losses.append(0.5 * (z.item() - 1) ** 2)
         slopes.append(abs(slope.item()))
         theta.grad = (z - 1) * slope
         optimizer.step()
-    shown = log_spaced(4000)
+    shown = log_spaced(2000)
     record.curve(f"neuron/{name}/θ", shown, [[path[t] for t in shown]], "step", "θ")
     record.curve(f"neuron/{name}/loss", shown, [[losses[t] for t in shown]], "step", "loss")
     record.metric(f"neuron.{name}.smallest_slope", min(slopes) if name == "left" else min(slopes[:100]))
@@ -173,11 +173,11 @@ shortfalls = []
 # %% [markdown]
 # ## 3 · Levenberg and Marquardt's method, and the rank
 #
-# It solves for the step that takes the residual away, so the conditioning of $J$ hardly matters to it. Five seeds.
+# It solves for the step that takes the residual away, so the conditioning of $J$ hardly matters to it.
 
 
 # %%
-def levenberg(theta, x, y, most=1000):
+def levenberg(theta, x, y, most=600):
     """θ after at most so many trial steps θ − Jᵀ(JJᵀ + δ)⁻¹(z − y), and the loss after each, (steps, seeds)."""
     damping = torch.full(theta.shape[:1], 1e-2)
     loss, history = gradient(theta, x, y)[0], []
@@ -195,11 +195,10 @@ def levenberg(theta, x, y, most=1000):
     return theta, torch.stack(history)
 
 
-five = [*seeds, *range(max(seeds) + 1, max(seeds) + 3)]
-x, y = problem(five)
+x, y = problem(seeds)
 worst, stuck, wide, ranks, sizes, finals = [], 0, [], [], [2, 3, 4, 5, 6, 7, 8, 12, 20], []
 for width in sizes:
-    theta, history = levenberg(initial(five, width), x, y)
+    theta, history = levenberg(initial(seeds, width), x, y)
     rank, loss = torch.linalg.matrix_rank(jacobian(theta, x)), history[-1]
     stuck += int(((rank == EXAMPLES) & (loss > 1e-5)).sum())
     ranks.append(rank.tolist())
@@ -210,8 +209,9 @@ for width in sizes:
     if 7 * width + 1 >= EXAMPLES:
         worst.append(loss.max().item())
         wide += (rank == EXAMPLES).tolist()
-        shortfalls += shortfall(initial(five, width), x, y)
-    print(f"width {width:2d}, d = {7 * width + 1:3d}: rank {rank.tolist()}, loss", [f"{v:.0e}" for v in loss])
+        shortfalls += shortfall(initial(seeds, width), x, y)
+    done = int((loss < 1e-5).sum())
+    print(f"width {width:2d}, d = {7 * width + 1:3d}: rank up to {rank.max()}, {done} of {len(seeds)} below 10⁻⁵")
 weights = [7 * width + 1 for width in sizes]
 record.curve("levenberg/loss", weights, [list(run) for run in zip(*finals, strict=True)], "d", "final loss")
 record.curve("levenberg/rank", weights, [list(run) for run in zip(*ranks, strict=True)], "d", "final rank of J")
@@ -247,7 +247,6 @@ def stationary(x, y, starts=60):
     return theta[torch.where(found, loss, math.inf).argmin()]
 
 
-x, y = problem(seeds)
 small = torch.stack([stationary(*one) for one in zip(x, y, strict=True)])
 shares = torch.rand(20, generator=torch.Generator().manual_seed(5)) + 0.5
 inner, bias, outer, last = small.split([INPUTS, 1, 1, 1], dim=1)
@@ -264,7 +263,7 @@ smallest = torch.linalg.svdvals(jacobian(near, x))[:, -1]
 record.metric("stationary.near_smallest.low", smallest.min())
 record.metric("stationary.near_smallest.high", smallest.max())
 shortfalls += shortfall(near, x, y)
-print(f"gradient {grad.norm(dim=1).max():.0e}, loss", [f"{v:.2f}" for v in loss.tolist()])
+print("loss", [f"{v:.2f}" for v in loss.tolist()], end=", ")
 print("rank there", torch.linalg.matrix_rank(jacobian(point, x)).tolist(), "and near", near_rank.tolist())
 
 # %% [markdown]
@@ -331,8 +330,8 @@ for width in SETTINGS["widths"]:
     record.metric(f"descent.w{width}.smallest_start", singular[:, -1])
     record.metric(f"descent.w{width}.smallest_end", end[:, -1])
     record.metric(f"descent.w{width}.condition", (singular[:, 0] / singular[:, -1]) ** 2)
-    print(f"width {width:4d}: smallest singular value {singular[:, -1].min():.1e}, loss", end=" ")
-    print([f"{v:.2g}" for v in loss.tolist()], "its linearization", [f"{v:.2g}" for v in linear.tolist()])
+    print(f"width {width:4d}: least singular value {singular[:, -1].min():.1e} at the start,", end=" ")
+    print(f"loss below its linearization's in {int((loss < linear).sum())} of {len(seeds)}")
 record.metric("descent.full_rank", sum(full) / len(full))
 record.metric("descent.reached", sum(reached) / len(reached))
 for width in (7, 8, 12, 20):  # and the widths of the third experiment
@@ -341,7 +340,7 @@ record.metric("start.full_rank", sum(start_ranks) / len(start_ranks))
 record.metric("start.count", len(start_ranks))
 record.metric("polyak.violation", max(*shortfalls, 0.0))
 record.metric("polyak.points", len(shortfalls))
-print(f"the inequality at {len(shortfalls)} points: nearest to a violation {max(shortfalls):.1e}")
+print(f"the inequality at {len(shortfalls)} points: {sum(v > 1e-9 for v in shortfalls)} violations")
 print(f"full rank at {sum(full)} of {len(full)}, and at {sum(start_ranks)} of {len(start_ranks)} random starts")
 
 # %% [markdown]
@@ -377,7 +376,8 @@ for name, (make, middle) in RULES.items():
     record.metric(f"rules.{name}.lr", lrs[best])
     record.metric(f"rules.{name}.edge", int(best in (0, 4)))
     record.metric(f"rules.{name}.final", losses[-1][best])
-    print(f"{name:9s} best α = {lrs[best]:.2g}: final loss", [f"{v:.1g}" for v in losses[-1][best].tolist()])
+    done = int((losses[-1][best] < 1e-3).sum())
+    print(f"{name:9s} best α = {lrs[best]:.2g}, below 10⁻³ in {done} of {len(seeds)}")
 theta, history = levenberg(start, x, y, 200)
 tail = [[max(v, 1e-30) for v in line] for line in history.T.tolist()]
 record.curve("rules/Levenberg–Marquardt", range(len(history)), tail, "step", "loss")
@@ -404,7 +404,7 @@ def cosine(optimizer):
 
 
 errors = []
-for seed in seeds:
+for seed in seeds[:3]:
     labels = torch.randint(dataset.classes, (count,), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     shuffled = dataclasses.replace(dataset, x_train=dataset.x_train[:count], y_train=labels)
     images, targets = shuffled.images("train", device), shuffled.labels("train", device)
@@ -425,7 +425,7 @@ for seed in seeds:
         )
         line.append(1 - training.accuracy_and_loss(net, images, targets)[0])
     errors.append(line)
-    print(f"seed {seed}: training error at widths {SETTINGS['hidden']}:", [f"{v:.3f}" for v in line])
+    print(f"seed {seed}: fits at widths", [w for w, v in zip(SETTINGS["hidden"], line, strict=True) if v == 0])
 weights = [hidden * (inputs + 1 + dataset.classes) + dataset.classes for hidden in SETTINGS["hidden"]]
 record.curve("images/error", [d / outputs for d in weights], errors, "weights ÷ outputs", "training error")
 enough = [i for i, d in enumerate(weights) if d >= outputs]

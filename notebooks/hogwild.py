@@ -89,8 +89,9 @@ record.metric("bowl.agrees", int(right))
 # %% [markdown]
 # ## 2 · Delay on least squares
 #
-# Example $t$ has the features $a_t$: Ω blocks of $n/\Omega$ coordinates, in each of which one is $\pm1/\sqrt\Omega$.
-# The weights are written as distances from the solution, and they start at 1. All delays and seeds are one parameter.
+# Example $t$ has the features $a_t$: Ω blocks of $n/\Omega$ coordinates, in each of which one is
+# $\pm1/\sqrt\Omega$. The weights are written as distances from the solution, and they start at 1. All delays and
+# seeds are one parameter.
 
 
 # %%
@@ -177,8 +178,9 @@ for name, (n, active, lr, taus, run_seeds) in arms.items():
         record.metric(f"delay.{name}.tau{tau}", at_end)
         print(f"{name:6s} τ = {tau:3d}: {np.mean(at_end):.3g}")
 
-record.metric("delay.sparse_64", [a / b for a, b in zip(losses["sparse", 64][5000], losses["sparse", 0][5000])])
-record.metric("delay.wide_64", [a / b for a, b in zip(losses["wide", 64][5000], losses["wide", 0][5000])])
+for name in ("sparse", "wide"):
+    late, serial = losses[name, 64][5000], losses[name, 0][5000]
+    record.metric(f"delay.{name}_64", [a / b for a, b in zip(late, serial, strict=True)])
 record.metric("delay.narrow_16", [math.log(x) for x in losses["narrow", 16][600]])
 record.metric("delay.slow_64", [math.log(x) for x in losses["slow", 64][600]])
 
@@ -292,15 +294,16 @@ for tau in SETTINGS["lags"]:
     record.metric(f"steps.lr.tau{tau}", lr)
     record.metric(f"steps.largest.tau{tau}", largest)
     record.curve(f"steps/{tau}", [every * (i + 1) for i in range(len(path))], path.T, "step", "excess ÷ ε")
-    print(f"τ = {tau}: α = {lr:.5f}, {steps} steps, excess {path[-1].mean():.4f} ε, within ε after {np.mean(first):.0f}")
+    print(f"τ = {tau}: α = {lr:.5f}, {steps} steps, excess {path[-1].mean():.4f} ε", end=", ")
+    print(f"within ε after {np.mean(first):.0f}")
 for key, value in {"omega": OMEGA, "delta": DELTA, "rho": RHO, "fall": fall, "epsilon": EPSILON}.items():
     record.metric(f"steps.constants.{key}", value)
 
 # %% [markdown]
 # ## 5 · Backoff
 #
-# $f_t(\theta) = \tfrac12(\theta - c_t)^2$ with standard normal $c_t$. Here the tuned 1/k step is the running mean, and
-# its mean square is $1/k$; in the terms of §5, $c = 2$ and $B = \tfrac12$ to first order in α.
+# $f_t(\theta) = \tfrac12(\theta - c_t)^2$ with standard normal $c_t$. Here the tuned 1/k step is the running mean,
+# and its mean square is $1/k$; in the terms of §5, $c = 2$ and $B = \tfrac12$ to first order in α.
 
 
 # %%

@@ -70,7 +70,7 @@ def test_a_step_moves_the_weights_of_its_term_and_the_terms_make_the_loss() -> N
 
 @equation(
     "eq-hogwild-statistics",
-    r"\Omega = \max_e |e|, \qquad \Delta = \frac{\max_v |\{e : v \in e\}|}{|E|}, \qquad"
+    r"\Omega = \max_e |e|, \quad \Delta = \frac{\max_v |\{e : v \in e\}|}{|E|}, \quad"
     r" \rho = \frac{\max_e |\{e' : e' \cap e \neq \emptyset\}|}{|E|} .",
 )
 def test_statistics() -> None:

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # AdaBound: what was run
 #
-# The experiments behind the chapter on AdaBound (Luo, Xiong, Liu and Sun 2019). The claims that they decide stand in
-# `book/claims/adabound.yaml`. The first four experiments are exact: float64, no data. The last one trains networks.
+# The experiments behind the chapter on AdaBound (Luo, Xiong, Liu and Sun 2019). The claims that they decide stand
+# in `book/claims/adabound.yaml`. The first four experiments are exact: float64, no data. The last one trains
+# networks.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: CIFAR-10 on a GPU
@@ -32,10 +33,10 @@ from experiments import data, models, problems, records, stacked, training
 from optimizers import SGD, AdaBound, Adam, RAdam
 from optimizers.adabound import AdaBoundStep, rate_bounds
 
-SETTINGS = {
-    "quick": {"dataset": "digits", "hidden": 32, "epochs": 10, "batch": 48, "sequences": 100},
+SETTINGS = {  # at paper scale the network is the book's CNN
+    "quick": {"dataset": "digits", "hidden": 32, "epochs": 10, "batch": 64, "sequences": 100},
     "standard": {"dataset": "mnist", "hidden": 64, "epochs": 5, "batch": 128, "sequences": 1000},
-    "paper": {"dataset": "cifar10", "hidden": None, "epochs": 30, "batch": 128, "sequences": 1000},  # the book's CNN
+    "paper": {"dataset": "cifar10", "hidden": None, "epochs": 30, "batch": 128, "sequences": 1000},
 }[scale]
 record = records.new("adabound", scale, {"seeds": seeds, "device": device, **SETTINGS})
 
@@ -160,14 +161,15 @@ for k in (-3, 0, 2, 4, 8):
 record.metric("limit.exponent", math.log10(gaps[-1] / gaps[5]) / 6)  # from γ = 10² to 10⁸
 for name, lr in (("same", 0.1), ("tenth", 0.01)):
     record.metric(f"limit.sgd_{name}", gap(lambda p, lr=lr: SGD(p, lr=lr, momentum=0.9)))
-print("distance from averaged gradients:", *(f"γ = 1e{k}: {far:.2g}" for k, far in zip(exponents, gaps, strict=True)))
+print("distance from averaged gradients:")
+print(*(f"γ = 1e{k}: {far:.2g}" for k, far in zip(exponents, gaps, strict=True)))
 
 # %% [markdown]
 # ## 4 · The stochastic problem
 #
 # $Cx$ with probability $2/(C+1)$, else $-x$; the gradients do not depend on x. The paper's Algorithm 2: no bias
-# correction (β₁ is 0, and that of $v$ is divided out), and the clipped rate is divided by √t. The package's function
-# takes tensors for γ, so that one call serves γ = 1, the default, and Adam, the limit of γ → 0.
+# correction (β₁ is 0, and that of $v$ is divided out), and the clipped rate is divided by √t. The package's
+# function takes tensors for γ, so that one call serves γ = 1, the default, and Adam, the limit of γ → 0.
 
 # %%
 C, alpha, beta2, count = 10.0, 0.1, 0.5, SETTINGS["sequences"]
@@ -193,9 +195,9 @@ for name, rows in zip(names, torch.stack(path, -1), strict=True):
 # %% [markdown]
 # ## 5 · Training
 #
-# L2 penalty $5\cdot10^{-4}$, α divided by 10 after three quarters, as in the authors' runs on CIFAR-10. Every setting
-# is trained once for all seeds: the first two choose learning rates, by the training loss at the end; the others are
-# reported. The authors' runs had 78,200 steps at γ = 10⁻³; ours have T, and γ is 10⁻³ · 78,200/T.
+# L2 penalty $5\cdot10^{-4}$, α divided by 10 after three quarters, as in the authors' runs on CIFAR-10. Every
+# setting is trained once for all seeds: the first two choose learning rates, by the training loss at the end; the
+# others are reported. The authors' runs had 78,200 steps at γ = 10⁻³; ours have T, and γ is 10⁻³ · 78,200/T.
 
 # %%
 dataset = data.load(SETTINGS["dataset"])

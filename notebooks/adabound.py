@@ -312,7 +312,8 @@ for name, runs in arms.items():
     record.metric(f"training.{name}.error", error[name])
     record.metric(f"training.{name}.early_loss", early[name])
     record.metric(f"training.{name}.loss", [loss_of(h, slice(-per_epoch, None)) for h in runs[2:]])
-    lines = [training.downsample(h.train_loss, 40) for h in runs[2:]]
+    whole = [h.train_loss + [math.nan] * (total - len(h.train_loss)) for h in runs[2:]]  # a diverged run ends early
+    lines = [training.downsample(losses, 40) for losses in whole]
     record.curve(f"training/{name}", lines[0][0], [line[1] for line in lines], "step", "training loss")
     print(f"{name:9s} early loss {np.mean(early[name]):.3f}, final test error {np.mean(error[name]):.2f} %")
 

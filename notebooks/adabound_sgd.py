@@ -308,9 +308,9 @@ for name, runs in arms.items():
     record.metric(f"csgd.{name}.error", error[name])
     record.metric(f"csgd.{name}.loss", final[name])
     record.metric(f"csgd.{name}.spread", float(np.std(error[name], ddof=1)))
-    lines = [training.downsample(h.train_loss, 40) for h in reported]
-    x = max((line[0] for line in lines), key=len)
-    record.curve(f"training/{name}", x, [line[1] for line in lines], "step", "training loss")
+    whole = [h.train_loss + [math.nan] * (total - len(h.train_loss)) for h in reported]  # a diverged run ends early
+    lines = [training.downsample(losses, 40) for losses in whole]
+    record.curve(f"training/{name}", lines[0][0], [line[1] for line in lines], "step", "training loss")
     print(f"{name:9s} test error {np.mean(error[name]):6.2f} ± {np.std(error[name], ddof=1):.2f} %")
 start = [h.train_loss[0] for h in arms["adabound"][2:]]
 record.metric("csgd.learned", [a / b for a, b in zip(final["adabound"], start, strict=True)])

@@ -49,8 +49,9 @@ class Run:
 
 @equation(
     "eq-adabound-sgd-rule",
-    r"x_{t+1} = \Pi\Bigl(x_t - \frac{\eta_t}{\sqrt t}\, g_t\Bigr), \qquad \eta_l(t) \le \eta_t \le \eta_u(t),"
-    r" \qquad \eta_l(t) = \frac{\gamma t}{\gamma t+1}, \quad \eta_u(t) = \frac{\gamma t+1}{\gamma t} .",
+    r"\begin{gathered} x_{t+1} = \Pi\Bigl(x_t - \frac{\eta_t}{\sqrt t}\, g_t\Bigr), \qquad \eta_l(t) \le"
+    r" \eta_t \le \eta_u(t), \\ \eta_l(t) = \frac{\gamma t}{\gamma t+1}, \qquad \eta_u(t) ="
+    r" \frac{\gamma t+1}{\gamma t} . \end{gathered}",
 )
 @pytest.mark.parametrize("gamma", [1e-3, 0.1, 4.0])
 def test_rule(gamma) -> None:
@@ -103,9 +104,10 @@ def test_condition() -> None:
 
 @equation(
     "eq-adabound-sgd-ratio",
-    r"\frac{\eta_l(t-1)}{\eta_u(t)} = \frac{\gamma(t-1)}{\gamma(t-1)+1}\cdot\frac{\gamma t}{\gamma t+1} = 1 -"
-    r" \frac{2}{\gamma t} + O\Bigl(\frac1{t^2}\Bigr), \qquad \sqrt{1 - \frac1t} = 1 - \frac{1}{2t} +"
-    r" O\Bigl(\frac1{t^2}\Bigr) .",
+    r"\begin{gathered} \frac{\eta_l(t-1)}{\eta_u(t)} ="
+    r" \frac{\gamma(t-1)}{\gamma(t-1)+1}\cdot\frac{\gamma t}{\gamma t+1} = 1 - \frac{2}{\gamma t} +"
+    r" O\Bigl(\frac1{t^2}\Bigr), \\ \sqrt{1 - \frac1t} = 1 - \frac{1}{2t} + O\Bigl(\frac1{t^2}\Bigr) ."
+    r" \end{gathered}",
 )
 def test_ratio() -> None:
     t, gamma, s = sympy.symbols("t gamma s", positive=True)

@@ -118,7 +118,6 @@ def two_weights(make, copies, steps):
     return torch.stack(points)
 
 
-noise = [GradientNoise(ETA, GAMMA)]
 RULES = {
     "SGD": lambda p: SGD(p, lr=LR),
     "momentum": lambda p: SGD(p, lr=LR, momentum=0.9),
@@ -126,7 +125,7 @@ RULES = {
     "AdamW": lambda p: AdamW(p, lr=LR, weight_decay=0.1),
 }
 record.metric("two.without", max(two_weights(make, 1, 1000).abs().max().item() for make in RULES.values()))
-points = two_weights(lambda p: SGD(p, lr=LR, extensions=noise), 4000, 150)
+points = two_weights(lambda p: SGD(p, lr=LR, extensions=[GradientNoise(ETA, GAMMA)]), 4000, 150)
 along = (points[..., 0] + points[..., 1]) / math.sqrt(2)
 early = 30  # steps during which w₁ w₂ is far below 1 and the equations are linear
 grown = (LR**2 * variance(ETA, early) * (1 + LR) ** (2 * torch.arange(early - 1, -1, -1))).sum()
@@ -135,9 +134,10 @@ loss = 0.5 * (1 - points.prod(2)) ** 2
 escape = (loss < 0.05).double().argmax(0) + 1.0
 record.metric("two.freed", (loss[-1] < 0.05).double().mean())
 record.metric("two.escape_steps", escape.median())
+shown = two_weights(lambda p: SGD(p, lr=LR, extensions=[GradientNoise(0.1, GAMMA)]), 8, 80)  # noise to be seen
 for i in range(8):
     for j in (0, 1):
-        record.curve(f"two/{i}/w{j + 1}", range(151), [points[:, i, j]], "step", f"w{j + 1}")
+        record.curve(f"two/{i}/w{j + 1}", range(81), [shown[:, i, j]], "step", f"w{j + 1}")
 print(f"without noise |w| ≤ {record.get('two.without')}; with it {record.get('two.freed'):.1%} are freed")
 print(f"half by step {escape.median():.0f}; early variance over prediction {record.get('two.variance'):.3f}")
 

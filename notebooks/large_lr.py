@@ -135,9 +135,13 @@ for seed in seeds:
         seen[lr].append(mean / RADIUS)
         linear[lr].append(pair)
 
-expected = {
-    lr: torch.stack([visible(math.sqrt(spread(lr, step))) for step in LOOKS]).mean().item() / RADIUS for lr in RATES
-}
+
+def share_seen(lr):
+    """The formula, at the same steps as the looks: a small learning rate has not come to rest by then."""
+    return torch.stack([visible(math.sqrt(spread(lr, step))) for step in LOOKS]).mean().item() / RADIUS
+
+
+expected = {lr: share_seen(lr) for lr in RATES}
 for lr in RATES:
     key = f"{lr:g}".replace(".", "")
     record.metric(f"spread.lr{key}", variance[lr])
@@ -149,8 +153,8 @@ for lr in RATES:
 record.curve("hidden/contrast", RATES, torch.tensor([seen[lr] for lr in RATES]).T.tolist(), "α", "share seen")
 record.curve("hidden/linear", RATES, torch.tensor([linear[lr] for lr in RATES]).T.tolist(), "α", "share seen")
 fine = [10 ** (k / 20) for k in range(-52, 1)]
-limit = [(visible(math.sqrt(lr / (2 - lr))) / RADIUS).item() for lr in fine]
-record.curve("hidden/theory", fine, [limit], "α", "share seen")
+theory = [share_seen(lr) for lr in fine]
+record.curve("hidden/theory", fine, [theory], "α", "share seen")
 
 # %% [markdown]
 # The slope of the averaged contrast with respect to $\bar w$, at $\bar w = 0$: a network that is shaken feels no

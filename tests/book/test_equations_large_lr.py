@@ -62,8 +62,8 @@ def contrast(w: Tensor, z: Tensor, zeta: Tensor) -> Tensor:
 
 @equation(
     "eq-large-lr-contrast",
-    r"C(w) = \bigl(w^\top(z+\zeta)\bigr)_+ + \bigl(w^\top(z-\zeta)\bigr)_+ - 2\,\bigl(w^\top z\bigr)_+"
-    r" = \bigl(\,|w^\top\zeta| - |w^\top z|\,\bigr)_+ .",
+    r"\begin{aligned} C(w) &= \bigl(w^\top(z+\zeta)\bigr)_+ + \bigl(w^\top(z-\zeta)\bigr)_+"
+    r" - 2\,\bigl(w^\top z\bigr)_+ \\ &= \bigl(\,|w^\top\zeta| - |w^\top z|\,\bigr)_+ . \end{aligned}",
 )
 def test_contrast_of_a_neuron() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -92,10 +92,10 @@ def visible(w: Tensor, z: Tensor, zeta: Tensor, tau: float) -> float:
 
 @equation(
     "eq-large-lr-visible",
-    r"C_\tau(\bar w) = \mathbb{E}\,C(w) ="
+    r"\begin{aligned} C_\tau(\bar w) = \mathbb{E}\,C(w) ={} &"
     r" \tau_+\, s\!\left(\frac{\bar w^\top (z + \zeta)}{\tau_+}\right)"
     r" + \tau_-\, s\!\left(\frac{\bar w^\top (z - \zeta)}{\tau_-}\right)"
-    r" - 2\,\tau\lVert z\rVert\, s\!\left(\frac{\bar w^\top z}{\tau\lVert z\rVert}\right) .",
+    r" \\ & - 2\,\tau\lVert z\rVert\, s\!\left(\frac{\bar w^\top z}{\tau\lVert z\rVert}\right) . \end{aligned}",
 )
 @equation(
     "eq-large-lr-faint",
@@ -118,9 +118,9 @@ def test_what_noise_leaves_of_a_contrast() -> None:
 
 @equation(
     "eq-large-lr-slope",
-    r"\nabla C_\tau(\bar w) = (z+\zeta)\,\Phi\!\left(\frac{\bar w^\top(z+\zeta)}{\tau_+}\right)"
+    r"\begin{aligned} \nabla C_\tau(\bar w) ={} & (z+\zeta)\,\Phi\!\left(\frac{\bar w^\top(z+\zeta)}{\tau_+}\right)"
     r" + (z-\zeta)\,\Phi\!\left(\frac{\bar w^\top(z-\zeta)}{\tau_-}\right)"
-    r" - 2\,z\,\Phi\!\left(\frac{\bar w^\top z}{\tau\lVert z\rVert}\right) ,",
+    r" \\ & - 2\,z\,\Phi\!\left(\frac{\bar w^\top z}{\tau\lVert z\rVert}\right) , \end{aligned}",
 )
 def test_slope_of_the_visible_contrast() -> None:
     z, zeta = torch.tensor([1.0, 0.2]).double(), torch.tensor([-0.1, 0.3]).double()

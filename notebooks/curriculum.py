@@ -14,9 +14,9 @@
 # # Curriculum learning: what was run
 #
 # The experiments behind the chapter on Koenecke & Gajewar (2019). The claims that they decide were fixed before the
-# run, in `book/claims/curriculum.yaml`. The paper's revenue data are private. So the first two experiments are exact,
-# on the linear model of the theory, and the third trains LSTMs on synthetic quarterly series, with the controls of
-# Wu, Dyer & Neyshabur (2021).
+# run, in `book/claims/curriculum.yaml`. The paper's revenue data are private. So the first two experiments are
+# exact, on the linear model of the theory, and the third trains LSTMs on synthetic quarterly series, with the
+# controls of Wu, Dyer & Neyshabur (2021).
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: 16 units, a short training · standard: 32 units · paper: longer, more series
@@ -44,8 +44,8 @@ record = records.new("curriculum", scale, {"seeds": seeds, "device": device, **S
 # %% [markdown]
 # ## 1 · One step on an example of a given difficulty
 #
-# $y = x^\top w^* \pm \sqrt\Psi$ with standard normal $x$ in ten dimensions. How much nearer to $w^*$ does one step of
-# SGD on $(x^\top w - y)^2$ come, on average? The step is the package's, on 300,000 examples per seed at once.
+# $y = x^\top w^* \pm \sqrt\Psi$ with standard normal $x$ in ten dimensions. How much nearer to $w^*$ does one step
+# of SGD on $(x^\top w - y)^2$ come, on average? The step is the package's, on 300,000 examples per seed at once.
 
 # %%
 DIMENSIONS, RATE, SQUARED, EXAMPLES = 10, 0.01, 10.25, 300_000
@@ -83,8 +83,8 @@ record.metric("step.largest_rise", (rows[1:] - rows[:-1]).amax(0))
 # %% [markdown]
 # ## 2 · A whole course of steps
 #
-# In expectation the squared distance obeys a recursion, so every order of the same examples can be followed exactly.
-# A third of them has each of three difficulties. The recursion is checked against the package once.
+# In expectation the squared distance obeys a recursion, so every order of the same examples can be followed
+# exactly. A third of them has each of three difficulties. The recursion is checked against the package once.
 
 # %%
 NOISES = [0.05, 0.2, 0.8]
@@ -100,7 +100,7 @@ def follow(difficulties, rates):
 
 
 def orders(steps):
-    """The same difficulties in three orders; for `random` the mean difficulty at every step: it is linear in them."""
+    """The same difficulties in three orders; `random` has their mean at every step, as the recursion is linear."""
     easy = [noise**2 for noise in NOISES for _ in range(steps // 3)]
     return {"easy": easy, "hard": easy[::-1], "random": [sum(easy) / steps] * steps}
 

@@ -83,7 +83,7 @@ record = records.new("large_lr", scale, {"seeds": seeds, "device": device, **SET
 # %%
 RADIUS, SLOPE = 0.2, 1.0  # z = (1, 0), ζ = (0, r), and w̄ = (0, 1): a kink of half-width r
 RATES = [0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
-NEURONS, STEPS, LOOKS = 4000, 120, range(70, 121, 10)
+NEURONS, STEPS, LOOKS = 4000, 120, range(70, 121, 2)
 start = torch.tensor([0.0, SLOPE], dtype=torch.float64)
 cluster = torch.tensor([[1.0, 0.0], [1.0, RADIUS], [1.0, -RADIUS]], dtype=torch.float64)
 

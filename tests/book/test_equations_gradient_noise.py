@@ -239,8 +239,9 @@ def rounds(x: int) -> int:
 
 @equation(
     "eq-gradient-noise-hash",
-    r"x \leftarrow x \oplus (x \gg 16), \quad x \leftarrow a\,x, \quad x \leftarrow x \oplus (x \gg 15), \quad"
-    r" x \leftarrow b\,x, \quad x \leftarrow x \oplus (x \gg 16)",
+    r"\begin{gathered} x \leftarrow x \oplus (x \gg 16), \quad x \leftarrow a\,x, \quad"
+    r" x \leftarrow x \oplus (x \gg 15), \\ x \leftarrow b\,x, \quad x \leftarrow x \oplus (x \gg 16)"
+    r" \end{gathered}",
 )
 def test_hash() -> None:
     generator = torch.Generator().manual_seed(0)

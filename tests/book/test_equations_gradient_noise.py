@@ -97,16 +97,16 @@ def test_escape() -> None:
 
 @equation(
     "eq-gradient-noise-backprop",
-    r"\delta_{L+1} = p - y, \qquad"
-    r" \delta_l = \bigl(W_{l+1}^\top\, \delta_{l+1}\bigr) \odot \mathbf 1[z_l > 0], \qquad"
+    r"\begin{gathered} \delta_{L+1} = p - y, \qquad"
+    r" \delta_l = \bigl(W_{l+1}^\top\, \delta_{l+1}\bigr) \odot \mathbf 1[z_l > 0], \\"
     r" \frac{\partial f}{\partial W_l} = \delta_l\, h_{l-1}^\top, \qquad"
-    r" \frac{\partial f}{\partial b_l} = \delta_l .",
+    r" \frac{\partial f}{\partial b_l} = \delta_l . \end{gathered}",
 )
 @equation(
     "eq-gradient-noise-stuck",
-    r"\frac{\partial f}{\partial W_1} = \dots = \frac{\partial f}{\partial W_{L+1}} = 0, \qquad"
+    r"\begin{gathered} \frac{\partial f}{\partial W_1} = \dots = \frac{\partial f}{\partial W_{L+1}} = 0, \\"
     r" \frac{\partial f}{\partial b_1} = \dots = \frac{\partial f}{\partial b_L} = 0, \qquad"
-    r" \frac{\partial f}{\partial b_{L+1}} = p - y .",
+    r" \frac{\partial f}{\partial b_{L+1}} = p - y . \end{gathered}",
 )
 @pytest.mark.parametrize("zero", [False, True])
 def test_backpropagation(zero: bool) -> None:
@@ -239,8 +239,9 @@ def rounds(x: int) -> int:
 
 @equation(
     "eq-gradient-noise-hash",
-    r"x \leftarrow x \oplus (x \gg 16), \quad x \leftarrow a\,x, \quad x \leftarrow x \oplus (x \gg 15), \quad"
-    r" x \leftarrow b\,x, \quad x \leftarrow x \oplus (x \gg 16)",
+    r"\begin{gathered} x \leftarrow x \oplus (x \gg 16), \quad x \leftarrow a\,x, \quad"
+    r" x \leftarrow x \oplus (x \gg 15), \\ x \leftarrow b\,x, \quad x \leftarrow x \oplus (x \gg 16)"
+    r" \end{gathered}",
 )
 def test_hash() -> None:
     generator = torch.Generator().manual_seed(0)

@@ -197,10 +197,10 @@ def test_bowl() -> None:
 
 @equation(
     "eq-lr-dropout-saddle",
-    r"\begin{aligned} \mathbb{E}[w_t^2] &= (1 + 2\alpha p + c_1)\, \mathbb{E}[w_{t-1}^2] +"
-    r" c_2\, \mathbb{E}[u_{t-1}^2], \\ \mathbb{E}[u_t^2] &= (1 - 2\alpha p + c_1)\, \mathbb{E}[u_{t-1}^2] +"
-    r" c_2\, \mathbb{E}[w_{t-1}^2], \end{aligned} \qquad c_1 = \tfrac12 \alpha^2 p\,(1+p), \quad"
-    r" c_2 = \tfrac12 \alpha^2 p\,(1-p) .",
+    r"\begin{gathered} \mathbb{E}[w_t^2] = (1 + 2\alpha p + c_1)\, \mathbb{E}[w_{t-1}^2] +"
+    r" c_2\, \mathbb{E}[u_{t-1}^2], \\ \mathbb{E}[u_t^2] = (1 - 2\alpha p + c_1)\, \mathbb{E}[u_{t-1}^2] +"
+    r" c_2\, \mathbb{E}[w_{t-1}^2], \\ c_1 = \tfrac12 \alpha^2 p\,(1+p), \qquad"
+    r" c_2 = \tfrac12 \alpha^2 p\,(1-p) . \end{gathered}",
 )
 def test_saddle_between_the_axes() -> None:
     masks, chance = all_masks(2, P)

@@ -370,7 +370,7 @@ def train(arm, seed):
             if epoch + 1 in LOOK_AT:
                 for rows, (x, y) in ((clean, (test_images, test_labels)), (alone, (only, only_labels))):
                     rows.append(training.accuracy_and_loss(net, x.to(device), y.to(device))[0])
-        training.report(f"{arm}, seed {seed}", EPOCHS, EPOCHS, float(loss))
+        training.report(f"{arm}, seed {seed}", EPOCHS, EPOCHS, float(loss.detach()))
     return clean, alone
 
 

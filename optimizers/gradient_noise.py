@@ -14,9 +14,9 @@ class GradientNoise(Stage):
 
     .. math:: g_t \leftarrow g_t + \mathcal N(0, \sigma_t^2), \qquad \sigma_t^2 = \frac{\eta}{(1 + t)^\gamma}
 
-    Section 3 of Neelakantan et al. (2015), equation (1); t counts a parameter's steps from 0, so the first noise has variance
-    η. It is the variance that is annealed, not the deviation. The noise is added after clipping, as in the paper,
-    and before L2 decay, whose gradient is known without noise. What it does to the parameter depends on the
+    Section 3 of Neelakantan et al. (2015); t counts a parameter's steps from 0, so the first noise has variance η.
+    It is the variance that is annealed, not the deviation. The noise is added after clipping, as in the paper, and
+    before L2 decay, whose gradient is known without noise. What it does to the parameter depends on the
     direction: Adam divides by the root of what the noise, too, has put into its second moment.
 
     Args:

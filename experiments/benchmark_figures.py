@@ -66,6 +66,19 @@ def family(record: Record, title: str, dataset: str | None = None) -> Figure:
     return fig
 
 
+def in_words(record: Record, title: str) -> str:
+    """One of the seven figures as its alternative text says it: where each curve ends."""
+    dataset = datasets(record)[0]
+    ends = []
+    for name in FIGURES[title]:
+        mean, _, _ = interval(record.get(f"{dataset}.{name}.train_loss"))
+        ends.append(f"{LABELS[name]} {'diverges' if mean is None else f'{mean:.3g}'}")
+    return (
+        "Training loss over the epochs on a logarithmic axis; below it validation loss and accuracy. "
+        f"Mean training loss of the last epoch: {', '.join(ends)}."
+    )
+
+
 def overview(record: Record, dataset: str) -> Figure:
     """All seven figures at a glance: training losses on one data set."""
     fig, axes = figures.figure(len(FIGURES), 1, height=2.1 * len(FIGURES), sharex=True)

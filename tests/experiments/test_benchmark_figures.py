@@ -42,6 +42,12 @@ def test_a_figure_names_every_run_that_is_in_it(record: Record, title: str, data
     assert "nan" not in markup
 
 
+def test_in_words_a_figure_says_where_its_runs_end(record: Record) -> None:
+    assert benchmark_figures.in_words(record, "Weight decay").endswith("Adam 0.5, Adam + L2 0.5, AdamW 0.5.")
+    record.parameters["datasets"] = {"mnist": {}}
+    assert "SGD diverges, momentum 0.5" in benchmark_figures.in_words(record, "SGD and its family")
+
+
 def test_runs_of_one_figure_look_different() -> None:
     for names in [*FIGURES.values(), *benchmark_figures.GROUPS.values()]:
         looks = [benchmark_figures.STYLES[name] for name in names]

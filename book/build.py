@@ -301,7 +301,7 @@ def publish_site() -> None:
     new, old = BUILD / "html.new", BUILD / "html.old"
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(SITE / "_build" / "html", new, copy_function=shutil.copyfile)
+    shutil.copytree(SITE / "_build" / "html", new)
     if HTML.exists():
         HTML.rename(old)
     new.rename(HTML)

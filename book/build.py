@@ -242,18 +242,25 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+# jupyter-book, ready and waiting for a line. Two things took nearly half of its time: pybtex searched all installed
+# packages for every name in every reference, and the garbage collector went through the trees of all pages all along.
+JUPYTER_BOOK = """
+import functools, gc, sys
+import jupyter_book.sphinx, myst_nb, optimizers, pybtex.plugin, sphinx.ext.autodoc, sphinx_book_theme
+from jupyter_book.cli.main import main
+pybtex.plugin._load_entry_point = functools.cache(pybtex.plugin._load_entry_point)
+gc.set_threshold(1_000_000)
+sys.exit(main() if sys.stdin.readline() else 1)
+"""
+
+
 @contextlib.contextmanager
 def sphinx() -> Iterator[subprocess.Popen[str]]:
     """jupyter-book in a process that imports all it needs while chapters are executed, and waits for a line."""
-    program = (
-        "import sys, jupyter_book.sphinx, myst_nb, optimizers, sphinx.ext.autodoc, sphinx_book_theme;"
-        "from jupyter_book.cli.main import main;"
-        "sys.exit(main() if sys.stdin.readline() else 1)"
-    )
     arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment, text=True, **pipes)
+    process = subprocess.Popen([sys.executable, "-c", JUPYTER_BOOK, *arguments], env=environment, text=True, **pipes)
     try:
         yield process
     finally:

@@ -25,7 +25,7 @@ def of_source(source: str, root: Path) -> str:
     tree = ast.parse(source)
     parts = [_canonical(tree)]
     parts += [
-        f"{name}\n{_canonical(_parse(path, path.stat().st_mtime_ns))}" for name, path in modules(tree, root).items()
+        f"{name}\n{_canonical_file(path, path.stat().st_mtime_ns)}" for name, path in modules(tree, root).items()
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -47,10 +47,10 @@ def modules(tree: ast.AST, root: Path) -> dict[str, Path]:
 
 def _imports(tree: ast.AST, package: str, root: Path) -> Iterator[str]:
     """The modules that the imports in `tree` lead to, each re-exported name traced to where it is defined."""
-    for node in ast.walk(tree):
+    for node in _import_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = _absolute(node, package)
             for alias in node.names:
                 yield _defining_module(base, alias.name, root)
@@ -62,7 +62,7 @@ def _defining_module(base: str, name: str, root: Path) -> str:
         return f"{base}.{name}"
     path = _file(base, root)
     if path is not None and path.name == "__init__.py":
-        for node in ast.walk(_parse(path, path.stat().st_mtime_ns)):
+        for node in _import_nodes(_parse(path, path.stat().st_mtime_ns)):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
@@ -83,9 +83,20 @@ def _file(name: str, root: Path) -> Path | None:
     return next((path for path in candidates if name and path.is_file()), None)
 
 
+# The book asks for two dozen notebooks in a row, most of which use the same files.
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, mtime_ns: int) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _canonical_file(path: Path, mtime_ns: int) -> str:
+    return _canonical(_parse(path, mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _canonical(node: object) -> str:

@@ -38,8 +38,8 @@ from optimizers.rmsprop import RMSpropDirection
 
 SETTINGS = {
     "quick": {"features": 1000, "examples": 2000, "batch": 20, "epochs": 16},
-    "standard": {"features": 2000, "examples": 8000, "batch": 20, "epochs": 16},
-    "paper": {"features": 4000, "examples": 20000, "batch": 20, "epochs": 16},
+    "standard": {"features": 2000, "examples": 4000, "batch": 20, "epochs": 16},
+    "paper": {"features": 4000, "examples": 8000, "batch": 20, "epochs": 16},
 }[scale]
 record = records.new("overview", scale, {"seeds": seeds, "device": device, **SETTINGS})
 torch.set_default_dtype(torch.float64)

@@ -242,8 +242,8 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-# jupyter-book, ready and waiting for a line. Two things took nearly half of its time: pybtex searched all installed
-# packages for every name in every reference, and the garbage collector went through the trees of all pages all along.
+# jupyter-book, ready and waiting for a line. Two things took nearly half of its time: pybtex searched all packages
+# for every name in every reference, and the garbage collector went through the trees of all pages all along.
 JUPYTER_BOOK = """
 import functools, gc, sys
 import jupyter_book.sphinx, myst_nb, optimizers, pybtex.plugin, sphinx.ext.autodoc, sphinx_book_theme
@@ -260,7 +260,9 @@ def sphinx() -> Iterator[subprocess.Popen[str]]:
     arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    process = subprocess.Popen([sys.executable, "-c", JUPYTER_BOOK, *arguments], env=environment, text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", JUPYTER_BOOK, *arguments], env=environment, text=True, **pipes
+    )
     try:
         yield process
     finally:

@@ -15,11 +15,11 @@ class LearningRateDropout(Stage):
 
     .. math:: \theta_t = \theta_{t-1} - d_t \odot u_t, \qquad d_t \sim \mathrm{Bernoulli}(p)
 
-    Lin et al. (2019), Algorithm 1, for any update u: the mask d, drawn anew for every coordinate and step,
-    multiplies the learning rate. All moments have seen the whole gradient by then, and nothing is divided by p: the
-    mean step is p times the whole one. The paper decays weights through the gradient only; decoupled decay is part
-    of the update here, so a coordinate that is left out stays exactly where it is. Lookahead's pull, which comes
-    after the step, is not masked.
+    Lin et al. (2019), for any update u, as their released code has it: the mask d, drawn anew for every
+    coordinate and step, multiplies the learning rate. All moments have seen the whole gradient by then, and
+    nothing is divided by p: the mean step is p times the whole one. The paper decays weights through the gradient
+    only; decoupled decay is part of the update here, so a coordinate that is left out stays exactly where it is.
+    Lookahead's pull, which comes after the step, is not masked.
 
     Args:
         keep: p, the probability that a coordinate moves, in (0, 1]; 1 masks nothing.

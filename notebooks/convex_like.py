@@ -239,10 +239,11 @@ def stationary(x, y, starts=60):
     for _ in range(60):
         grad, hessian = torch.func.vmap(torch.func.grad(f))(theta), torch.func.vmap(torch.func.hessian(f))(theta)
         damping = 1e-3 * grad.norm(dim=1)[:, None, None] * torch.eye(theta.shape[1])
-        step = torch.linalg.solve(hessian @ hessian + damping, hessian @ grad.unsqueeze(-1))
+        # Where weights have run off to infinity the matrix may be singular: `solve_ex` gives no error but nan.
+        step = torch.linalg.solve_ex(hessian @ hessian + damping, hessian @ grad.unsqueeze(-1)).result
         theta = theta - step.squeeze(-1)
     loss, grad = gradient(theta, x, y)
-    # Where weights run off to infinity the gradient fades as well; those are not stationary points.
+    # There the gradient fades as well; those are not stationary points.
     found = (grad.norm(dim=1) < 1e-12) & (theta.norm(dim=1) < 20)
     return theta[torch.where(found, loss, math.inf).argmin()]
 

@@ -339,7 +339,7 @@ cases |= {f"nesterov_{mu}": Run(mu, True) for mu in MUS}
 cases |= {"constant": Run(0.99, True, schedule=False)}
 cases |= {f"scale_{factor}": Run(0.99, True, factor) for factor in FACTORS}
 # A long slope is descended at the speed α / (1 − μ): every arm has the same grid of that.
-SPEEDS = [10 ** (k / 2) for k in range(-2, 4)]
+SPEEDS = [10 ** (k / 2) for k in range(-4, 4)]
 
 
 def train_all(runs, points, size=40):

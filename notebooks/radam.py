@@ -35,7 +35,7 @@ from optimizers.radam import RAdamDirection, rectification, sma_length
 
 SETTINGS = {
     "quick": {"dataset": "digits", "hidden": [64, 64], "epochs": 4, "beta2": 0.99, "spacing": 4},
-    "standard": {"dataset": "mnist", "hidden": [64] * 4, "epochs": 4, "beta2": 0.999, "spacing": 2},
+    "standard": {"dataset": "mnist", "hidden": [64] * 4, "epochs": 8, "beta2": 0.999, "spacing": 2},
     "paper": {"dataset": "mnist", "hidden": [64] * 4, "epochs": 40, "beta2": 0.999, "spacing": 2},
 }[scale]
 record = records.new("radam", scale, {"seeds": seeds, "device": device, **SETTINGS})
@@ -216,7 +216,7 @@ ARMS = {
     "radam": lambda p, lr: RAdam(p, lr=lr, betas=betas, threshold=4.0),
     "warmup": lambda p, lr: Adam(p, lr=lr, betas=betas),
 }
-rates = [2.0**-k for k in range(10, -1, -int(math.log2(SETTINGS["spacing"])))]
+rates = [2.0**-k for k in range(18, -1, -int(math.log2(SETTINGS["spacing"])))]
 guessing = math.log(dataset.classes)
 
 

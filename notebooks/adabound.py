@@ -274,7 +274,7 @@ TENTH = {0.01: 0.001, 0.03: 0.003, 0.1: 0.01, 0.3: 0.03, 1.0: 0.1, 3.0: 0.3}  # 
 seen = {}
 sgd = {lr: train(lambda p, lr=lr: SGD(p, lr, momentum=0.9, weight_decay=5e-4)) for lr in (0.001, 0.003, *FIVE)}
 adam = {}
-for lr in (1e-3, 3e-3, 1e-2, 3e-2):
+for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
     adam[lr] = train(lambda p, lr=lr: Adam(p, lr, weight_decay=5e-4), 0.1, seen.setdefault(("adam", lr), []))
 best_sgd, best_adam = best(sgd), best(adam)
 adabound = {}

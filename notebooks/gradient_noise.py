@@ -36,7 +36,7 @@ from optimizers import SGD, Adam, AdamW, ClipNorm, GradientNoise
 
 SETTINGS = {
     "quick": {"dataset": "digits", "depth": 10, "width": 32, "batch": 32, "steps": 1200, "eta": 0.1},
-    "standard": {"dataset": "mnist", "depth": 20, "width": 50, "batch": 50, "steps": 8000, "eta": 0.03},
+    "standard": {"dataset": "mnist", "depth": 20, "width": 50, "batch": 50, "steps": 24000, "eta": 0.02},
     "paper": {"dataset": "mnist", "depth": 20, "width": 50, "batch": 100, "steps": 60000, "eta": 0.01},
 }[scale]
 GAMMA = 0.55

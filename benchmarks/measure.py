@@ -68,8 +68,9 @@ def session(
         raise UserError(f"rounds must be at least 1, got {rounds}")
     torch.set_num_threads(setting.threads)
     device = torch.device(setting.device)
-    steps = _bandwidth(sum(map(math.prod, shapes)), streams, device)
+    gc.collect()  # the candidates of the session before
     share = _must_share(len(builds), shapes, streams, device)
+    steps = _bandwidth(sum(map(math.prod, shapes)), streams, device, share)
     generator = torch.Generator().manual_seed(seed)
     start = [torch.randn(shape, generator=generator).mul_(0.02).to(device) for shape in shapes]
     grads = [torch.randn(shape, generator=generator).mul_(1e-3).to(device) for shape in shapes]
@@ -118,12 +119,19 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _bandwidth(values: int, streams: float, device: torch.device) -> dict[str, Step]:
-    """Loops over plain buffers of such sizes that each moves the bytes that a step has to move."""
+def _bandwidth(values: int, streams: float, device: torch.device, share: bool) -> dict[str, Step]:
+    """Loops over plain buffers of such sizes that each moves the bytes that a step has to move.
+
+    With `share` all loops go over one piece of memory, which then has to be much larger than the cache.
+    """
+    # Not zeros: the system may answer reads of untouched zeros from one page, which never leaves the cache.
+    pool = torch.ones(math.ceil(values * streams) + 1 if share else 0, device=device)
 
     def buffers(count: int, per_value: int) -> list[torch.Tensor]:
-        # Not zeros: the system may answer reads of untouched zeros from one page, which never leaves the cache.
-        return [torch.ones(max(1, round(values * streams / per_value)), device=device) for _ in range(count)]
+        size = max(1, round(values * streams / per_value))
+        if share:
+            return [pool[i * size : (i + 1) * size] for i in range(count)]
+        return [torch.ones(size, device=device) for _ in range(count)]
 
     (scaled,) = buffers(1, 2)
     p, g = buffers(2, 3)
@@ -152,18 +160,21 @@ def peak_flops(setting: Setting, size: int, rounds: int = 5) -> float:
 
 
 def _must_share(candidates: int, shapes: Sequence[Shape], streams: float, device: torch.device) -> bool:
-    """Whether all candidates have to share their parameters, for want of memory; UserError if even that fails."""
+    """Whether all candidates share their parameters, and the machine's rows their memory, for want of it.
+
+    Raises UserError if even that does not suffice.
+    """
     copy = ITEM * sum(map(math.prod, shapes))
     state = copy * (streams - 3) / 2
-    # the start, the gradients, the buffers of the machine's rows, and a few copies for temporaries
-    fixed = copy * (2 + streams * (1 / 2 + 2 / 3 + 3 / 4 + 1) + 4)
+    few = 2 + 4  # the start and the gradients, and some copies for temporaries
     free = available(device)
-    if fixed + candidates * state > free:
+    least = copy * (few + streams) + candidates * state
+    if least > free:
         raise UserError(
-            f"{candidates} candidates need about {(fixed + candidates * state) / 1e9:.1f} GB of memory and "
+            f"{candidates} candidates need about {least / 1e9:.1f} GB of memory and "
             f"{free / 1e9:.1f} GB are free: name fewer with --libraries, or smaller --shapes"
         )
-    return fixed + candidates * (state + copy) > free / 2
+    return copy * (few + streams * (1 / 2 + 2 / 3 + 3 / 4 + 1)) + candidates * (state + copy) > free / 2
 
 
 def available(device: torch.device) -> float:

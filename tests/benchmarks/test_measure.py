@@ -103,8 +103,9 @@ def test_too_little_memory_is_one_clear_error(
         session({"a": storages[1]}, [(50,)], CPU, streams=7, rounds=1)
 
 
-def test_the_machines_rows_move_the_bytes_of_the_step() -> None:
-    steps = measure._bandwidth(600, 7.0, measure.torch.device("cpu"))
+@pytest.mark.parametrize("share", [False, True])
+def test_the_machines_rows_move_the_bytes_of_the_step(share: bool) -> None:
+    steps = measure._bandwidth(600, 7.0, measure.torch.device("cpu"), share)
     for name, streams in ((SCALE, 2), (AXPY, 3), (TRIAD, 4), (COPY, 2)):
         result = steps[name]()
         assert isinstance(result, Tensor)

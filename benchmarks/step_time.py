@@ -31,7 +31,7 @@ CPU, CUDA = "speed", "speed_cuda"  # one record per kind of device
 PROCESSES = {"adamw": ("ours_eager", "ours_fused", "torch_foreach", "torch_fused"), "mix_noise": ("ours_fused",)}
 PROCESS_SHAPES = "resnet50"
 # A rule that memory limits on ResNet-50 is limited by it on any larger model: there, a few rules stand for all.
-FEW = {"gpt2": ("adamw", "nadam", "mix_noise")}
+FEW = {"gpt2": ("adamw", "nadam")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,7 +128,7 @@ def test_adaptive_methods_stay_on_the_ray() -> None:
 )
 @equation(
     "eq-marginal-a",
-    r"a_+ = \frac{4 n_- + 5}{D}, \qquad a_- = -\frac{4 n_+ + 1}{D} ,",
+    r"a_+ = \frac{4 n_- + 5}{D}, \qquad a_- = -\frac{4 n_+ + 1}{D} .",
 )
 @equation("eq-marginal-sgd", r"s_+ = 1 - a_+ > 0, \qquad s_- = -1 - 5 a_- < 0 ,")
 def test_scores_of_new_examples() -> None:

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 # Ink stands for currentColor while matplotlib draws: an ordinary black would not be written out at all.
 INK = "#010203"
@@ -155,6 +156,13 @@ def band(
         ax.fill_between(places, masked.min(axis=0), masked.max(axis=0), color=chosen, alpha=0.18, linewidth=0)
     direct_labels(ax)
     return line
+
+
+def plain_ticks(ax: Axes, subs: Sequence[float] = (1, 2, 5)) -> None:
+    """Label a logarithmic y axis of few decades with plain numbers: `subs` times the powers of ten."""
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
 
 
 def direct_labels(ax: Axes) -> None:

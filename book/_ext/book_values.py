@@ -53,7 +53,7 @@ def format_value(value: Any, form: str = "") -> str:
     """A value as text: a list of numbers as its mean, or as mean and interval for `interval<format>`."""
     if form == "len":
         return str(len(value))
-    if isinstance(value, str | bool) or value is None or (isinstance(value, list) and not _numbers(value)):
+    if isinstance(value, str | bool) or (isinstance(value, list) and not _numbers(value)):
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     whole = isinstance(value, int) and not form  # a count is printed in full
     mean, low, high = claims.interval(value)

@@ -31,6 +31,7 @@ import book_values
         (2.0, "interval.1f", "2.0 (2.0 to 2.0)"),
         ([0, 1, 2], "len", "3"),
         ([1.0, None], "", "not finite"),
+        (None, ".0e", "not finite"),
         ("cpu", "", "cpu"),
     ],
 )

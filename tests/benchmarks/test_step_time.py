@@ -1,6 +1,7 @@
 """The command: what it measures, what it writes, and what it says to a wrong word."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,19 @@ def test_a_candidate_that_cannot_run_says_so_through_the_process(monkeypatch: py
 
     monkeypatch.setattr(candidates, "of", lambda *_, **__: {"timm": absent})
     assert process.main("adamw", "cnn", "timm", "1", "cpu", "1") == {"skip": "not here"}
+
+
+def test_what_is_kept_depends_on_every_module_of_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(records.ROOT / "benchmarks", tmp_path / "benchmarks")
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    before = step_time._kept({})
+    with (tmp_path / "benchmarks" / "measure.py").open("a") as file:
+        file.write("\nTHRESHOLD = 1\n")
+    assert step_time._kept({}) != before
+
+
+def test_a_gpu_measures_every_rule_on_every_model() -> None:
+    assert Plan().rules_on("gpt2") == list(step_time.FEW["gpt2"])
+    assert Plan(device="cuda").rules_on("gpt2") == list(Plan().rules)

@@ -38,6 +38,8 @@ test: $(VENV)/.complete-tests ## run every check: style, types, tests, notebooks
 	@# The published notebooks again, on copies: they write their records beside themselves.
 	@rm -rf _build/nbval && mkdir -p _build/nbval && cp results/quick/*.ipynb _build/nbval/
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-sanitize-with tests/nbval.cfg --nbval-current-env --nbval-cell-timeout=1200 --timeout=1200 _build/nbval
+	@# And what is exact comes out as published, on any processor.
+	$(BIN)/python -m pytest tests/rerun_records.py
 
 verdicts: $(VENV)/.complete-book ## print your verdicts beside the published ones
 	@$(RUN) verdicts

@@ -39,6 +39,9 @@ EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "si
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
+# What most chapters import, or an optimizer's first step; no name is bound by it.
+PRELOAD = "for name in ('torch._dynamo', 'matplotlib.backends.backend_agg'): __import__(name)\ndel name"
+Kernel = tuple[AsyncKernelManager, AsyncKernelClient]
 sys.path.insert(0, str(ROOT))
 
 from experiments import code_hash  # noqa: E402  (not records: that would import torch)
@@ -53,10 +56,7 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same files
         try:
             pages = table_of_contents()
-            with sphinx() as process:
-                executed = execute_chapters(pages)
-                stage(pages, executed)
-                build_site(process)
+            asyncio.run(build(pages))
             publish_site()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -87,25 +87,35 @@ def table_of_contents() -> list[Path]:
     return pages
 
 
-def execute_chapters(pages: list[Path]) -> dict[Path, NotebookNode]:
-    """Every page that has code cells, with their outputs: from the cache, or executed now, several at a time."""
-    chapters = {page: read_chapter(page) for page in pages if "{code-cell}" in (ROOT / page).read_text("utf-8")}
-    keys = {page: key_of(page, notebook) for page, notebook in chapters.items()}
-    stale = [page for page, key in keys.items() if not cached(page, key).exists()]
-    failures = asyncio.run(execute_all({page: chapters[page] for page in stale}, keys))
-    if failures:
-        raise UserError("\n".join(failures))
-    for page, notebook in chapters.items():
-        # The cache answers for the code cells; the prose around them is today's.
-        kept = nbformat.read(cached(page, keys[page]), as_version=4)
-        cells = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, kept)]
-        for cell, done in zip(*cells, strict=True):
-            cell.outputs, cell.execution_count = done.outputs, done.execution_count
-            if not cell.outputs and "figure" in cell.metadata.get("mystnb", {}):
-                # A figure whose record is missing: its number and caption stay, or links to it would lead nowhere.
-                cell.outputs = [nbformat.v4.new_output("display_data", NO_RESULT)]
-        notebook.metadata["book"] = kept.metadata["book"]
-    return chapters
+async def build(pages: list[Path]) -> None:
+    """Execute what changed and build the site in `_build/site`.
+
+    A kernel and Sphinx take seconds to start. The first kernel does so while the keys are computed, Sphinx while
+    chapters are executed: two cores are busy, and no third process slows them down.
+    """
+    async with kernel() as first:
+        chapters = {page: read_chapter(page) for page in pages if "{code-cell}" in (ROOT / page).read_text("utf-8")}
+        keys = {page: key_of(page, notebook) for page, notebook in chapters.items()}
+        stale = [page for page, key in keys.items() if not cached(page, key).exists()]
+        with sphinx() as process:
+            failures = await execute_all({page: chapters[page] for page in stale}, keys, first)
+            if failures:
+                raise UserError("\n".join(failures))
+            for page, notebook in chapters.items():
+                fill(notebook, nbformat.read(cached(page, keys[page]), as_version=4))
+            stage(pages, chapters)
+            build_site(process)
+
+
+def fill(notebook: NotebookNode, kept: NotebookNode) -> None:
+    """Give a chapter the outputs that are kept. They answer for its code cells; the prose between is today's."""
+    cells = [[cell for cell in book.cells if cell.cell_type == "code"] for book in (notebook, kept)]
+    for cell, done in zip(*cells, strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+        if not cell.outputs and "figure" in cell.metadata.get("mystnb", {}):
+            # A figure whose record is missing: its number and caption stay, or links to it would lead nowhere.
+            cell.outputs = [nbformat.v4.new_output("display_data", NO_RESULT)]
+    notebook.metadata["book"] = kept.metadata["book"]
 
 
 def read_chapter(page: Path) -> NotebookNode:
@@ -145,7 +155,7 @@ def cached(page: Path, key: str) -> Path:
     return EXECUTED / f"{page.with_suffix('').as_posix().replace('/', '-')}-{key}.ipynb"
 
 
-async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
+async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str], first: Kernel) -> list[str]:
     """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
 
     A kernel imports torch and matplotlib once, which takes longer than most chapters.
@@ -153,23 +163,26 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
     EXECUTED.mkdir(parents=True, exist_ok=True)
     waiting, failures = list(chapters), []
 
-    async def work() -> None:
-        async with kernel() as (manager, client):
-            while waiting:
-                page = waiting.pop(0)
-                try:
-                    await execute(page, chapters[page], cached(page, keys[page]), manager, client)
-                except CellExecutionError as error:
-                    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
-                    failures.append(f"{page}: a cell failed\n{text}")
+    async def work(manager: AsyncKernelManager, client: AsyncKernelClient) -> None:
+        await client.wait_for_ready(timeout=120)
+        while waiting:
+            page = waiting.pop(0)
+            try:
+                await execute(page, chapters[page], cached(page, keys[page]), manager, client)
+            except CellExecutionError as error:
+                text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+                failures.append(f"{page}: a cell failed\n{text}")
 
-    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
+    async with contextlib.AsyncExitStack() as stack:
+        more = range(min(len(chapters), os.cpu_count() or 1) - 1)
+        kernels = [first, *[await stack.enter_async_context(kernel()) for _ in more]] if chapters else []
+        await asyncio.gather(*(work(*pair) for pair in kernels))
     return failures
 
 
 @contextlib.asynccontextmanager
-async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
-    """A kernel in the repository's root, and a client of it that is ready."""
+async def kernel() -> AsyncIterator[Kernel]:
+    """A kernel in the repository's root that is starting, and a client of it."""
     # One thread: the same digits everywhere.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     with tempfile.TemporaryDirectory(prefix="book-") as sockets:
@@ -179,8 +192,8 @@ async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]
         client = manager.client()
         client.start_channels()
         client.allow_stdin = False
+        client.execute(PRELOAD, silent=True)
         try:
-            await client.wait_for_ready(timeout=120)
             yield manager, client
         finally:
             client.stop_channels()
@@ -242,15 +255,28 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-# jupyter-book, ready and waiting for a line. Two things took nearly half of its time: pybtex searched all packages
-# for every name in every reference, and the garbage collector went through the trees of all pages all along.
+# jupyter-book, ready and waiting for a line. Three things took more than half of its time: pybtex searched all
+# packages for every name in every reference, the garbage collector went through the trees of all pages again and
+# again, and the interpreter took them apart at its end.
 JUPYTER_BOOK = """
-import functools, gc, sys
-import jupyter_book.sphinx, myst_nb, optimizers, pybtex.plugin, sphinx.ext.autodoc, sphinx_book_theme
+import functools, gc, importlib, os, sys
+import jupyter_book.sphinx, optimizers, pybtex.plugin, sphinx.application, yaml
 from jupyter_book.cli.main import main
+own = yaml.safe_load(open("_config.yml", encoding="utf-8"))["sphinx"]
+known = {*sphinx.application.builtin_extensions, *own["config"]["extensions"]} - set(own["local_extensions"])
+for name in (*known, "myst_nb.sphinx_ext", "experiments.claims"):
+    importlib.import_module(name)
 pybtex.plugin._load_entry_point = functools.cache(pybtex.plugin._load_entry_point)
 gc.set_threshold(1_000_000)
-sys.exit(main() if sys.stdin.readline() else 1)
+status = 1
+try:
+    if sys.stdin.readline():
+        main()
+except SystemExit as end:
+    status = end.code
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(status)
 """
 
 
@@ -261,7 +287,7 @@ def sphinx() -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        [sys.executable, "-c", JUPYTER_BOOK, *arguments], env=environment, text=True, **pipes
+        [sys.executable, "-c", JUPYTER_BOOK, *arguments], cwd=ROOT, env=environment, text=True, **pipes
     )
     try:
         yield process
@@ -310,11 +336,24 @@ def publish_site() -> None:
     new, old = BUILD / "html.new", BUILD / "html.old"
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(SITE / "_build" / "html", new)
+
+    def copy(file: str, target: str) -> None:
+        # Nothing writes to what is published, so what did not change can be shared with the last site.
+        last = HTML / Path(target).relative_to(new)
+        if last.is_file() and unchanged(os.stat(file), last.stat()):
+            os.link(last, target)
+        else:
+            shutil.copy2(file, target)
+
+    shutil.copytree(SITE / "_build" / "html", new, copy_function=copy)
     if HTML.exists():
         HTML.rename(old)
     new.rename(HTML)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def unchanged(a: os.stat_result, b: os.stat_result) -> bool:
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
 if __name__ == "__main__":

@@ -182,9 +182,11 @@ def markup(fig: Figure, alt: str) -> str:
     if not alt.strip():
         raise ValueError("a figure needs an alt text: say in words what it shows")
     with matplotlib.rc_context(RC):
-        for ax in fig.axes:
-            if getattr(ax, "_direct_labels", False):
-                _place_labels(fig, ax)
+        labeled = [ax for ax in fig.axes if getattr(ax, "_direct_labels", False)]
+        if labeled:
+            fig.draw_without_rendering()  # the limits and scales are final only now
+        for ax in labeled:
+            _place_labels(fig, ax)
         file = io.StringIO()
         fig.savefig(file, format="svg", transparent=True)
     svg = _tidy(file.getvalue())
@@ -220,7 +222,6 @@ def _place_labels(fig: Figure, ax: Axes) -> None:
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     if not lines:
         return
-    fig.draw_without_rendering()  # the limits and scales are final only now
     low, high = ax.get_window_extent().y0, ax.get_window_extent().y1
     ends = []
     for line in lines:

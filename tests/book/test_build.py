@@ -115,12 +115,19 @@ def test_build_failure_kill_and_change(project: Path) -> None:
     assert "answer 42" in page(project)
     assert "(no result yet)" in page(project)
 
-    # Nothing changed: nothing is executed. Prose changed: still nothing is, but the page is new.
+    # Nothing changed: nothing is executed. Prose changed: still nothing is, but the page is new. What stays the same
+    # is shared with the last site, and never with the files that Sphinx writes to.
+    html, written = project / "_build/html", project / "_build/site/_build/html"
+    style, own = "_static/custom.css", "book/part/chapter.html"
+    before = {name: (html / name).stat().st_ino for name in (style, own)}
     chapter = project / "book/part/chapter.md"
     chapter.write_text(CHAPTER.replace("The answer", "The final answer"), encoding="utf-8")
     done = build(project)
     assert (done.returncode, "executing" in done.stdout) == (0, False), done.stderr
     assert "The final answer" in page(project)
+    assert (html / style).stat().st_ino == before[style]
+    assert (html / own).stat().st_ino != before[own]
+    assert not any((html / name).samefile(written / name) for name in (style, own))
 
     # A link to nowhere is a failure, told in one place, and the old site stays.
     chapter.write_text(CHAPTER + "\nSee {ref}`nowhere`.\n", encoding="utf-8")

@@ -242,7 +242,7 @@ widths = [images.shape[1], *SETTINGS["widths"], images.shape[1]]
 UPDATES, BATCH = SETTINGS["updates"], SETTINGS["batch"]
 # The paper tunes β among 0.9, 0.99 and 0.999, and K among 2, 3 and 4; quick scale has the first two of each.
 ARMS = [name for name in METHODS if scale != "quick" or name not in ("momentum_0.999", "nesterov_0.999", "aggmo_4")]
-ALPHAS = [10 ** (k / 2) for k in range(-7 if scale == "quick" else -8, 0)]
+ALPHAS = [10 ** (k / 2) for k in range(-7 if scale == "quick" else -10, 0)]
 
 
 def initial(seed):

@@ -349,7 +349,7 @@ def stochastic(rates, falling):
 POINTS = sorted({round(10 ** (k / 8), 3) for k in range(-8, 13)} | {1.0, 2.0, 5.0, 20.0, 50.0})
 POINTS = [0.1, *(p for p in POINTS if 0.1 < p <= PASSES)]
 CHECKS = [round(p * n / BATCH) * BATCH for p in POINTS]
-RATES = [2.0**k for k in range(-6, 3)]
+RATES = [2.0**k for k in range(-9, 3)]
 sgd, sgd_test = stochastic(RATES * 2, [0.0] * len(RATES) + [1.0] * len(RATES))
 first, last = POINTS.index(1.0), POINTS.index(50.0)
 tuning = sgd[:, :, -1]  # on the problem that serves to choose

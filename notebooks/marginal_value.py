@@ -214,7 +214,7 @@ ARMS = {  # how to make it, and the first of six learning rates
     "Adam": (lambda groups: Adam(groups), -6),
     "RMSprop": (lambda groups: RMSprop(groups), -7),
     "Adagrad": (lambda groups: Adagrad(groups), -4),
-    "Adam, ε = 0.01": (lambda groups: Adam(groups, eps=1e-2), -5),
+    "Adam, ε = 0.01": (lambda groups: Adam(groups, eps=1e-2), -6),
 }
 
 

@@ -41,11 +41,12 @@ test: $(VENV)/.complete-tests ## run every check: style, types, tests, notebooks
 	@# And what is exact comes out as published, on any processor.
 	$(BIN)/python -m pytest tests/rerun_records.py
 
-verdicts: $(VENV)/.complete-book ## print your verdicts beside the published ones
-	@$(RUN) verdicts
+verdicts: $(VENV)/.complete-book ## print your verdicts beside the published ones (SCALE)
+	@$(RUN) verdicts $(if $(filter command environment,$(firstword $(origin SCALE))),--scale '$(SCALE)')
 
 serve: book ## serve the book on this machine (PORT)
-	@echo "http://127.0.0.1:$(PORT)/"
+	@$(BIN)/python -c 'import socket; socket.create_server(("127.0.0.1", int("$(PORT)"))).close()' 2>&1 | tail -1 >&2; \
+		[[ $${PIPESTATUS[0]} == 0 ]] || { echo "error: not on port $(PORT): try another, PORT=8001" >&2; exit 2; }
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 data: $(VENV)/.complete-book ## fetch and verify MNIST and CIFAR-10 (into DATA_DIR)

@@ -26,7 +26,8 @@ rule all:
 
 rule experiment:
     output:
-        "results/{scale}/{slug}.json",
+        # Not deleted before the run: the record that there is stays until a new one takes its place.
+        update("results/{scale}/{slug}.json"),
     params:
         # What makes a result out of date: the notebook and the code that it uses. Its parameters, and the digests
         # of the data sets, stand in that code.

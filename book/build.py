@@ -47,6 +47,8 @@ sys.path.insert(0, str(ROOT))
 from experiments import code_hash  # noqa: E402  (not records: that would import torch)
 from experiments.errors import UserError  # noqa: E402
 
+USER_ERRORS = {"UserError", *(kind.__name__ for kind in UserError.__subclasses__())}
+
 
 def main() -> int:
     """Build, and return the exit status. An interrupted or failed build leaves the old site in place."""
@@ -61,6 +63,14 @@ def main() -> int:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except OSError as error:
+            print(
+                f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}",
+                file=sys.stderr,
+            )
+            return 1
+        except KeyboardInterrupt:
+            return 130
     print(f"the book: {HTML / 'index.html'} ({len(pages)} pages, {time.monotonic() - began:.1f} s)")
     return 0
 
@@ -170,8 +180,11 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str],
             try:
                 await execute(page, chapters[page], cached(page, keys[page]), manager, client)
             except CellExecutionError as error:
-                text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
-                failures.append(f"{page}: a cell failed\n{text}")
+                if error.ename in USER_ERRORS:
+                    failures.append(f"{page}: {error.evalue}")
+                else:
+                    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+                    failures.append(f"{page}: a cell failed\n{text}")
 
     async with contextlib.AsyncExitStack() as stack:
         more = range(min(len(chapters), os.cpu_count() or 1) - 1)

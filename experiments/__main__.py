@@ -3,6 +3,7 @@
 import argparse
 import ast
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,12 +19,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, unknown = parser.parse_known_args(given[:cut])
         if unknown:
-            return _complain(_unknown(unknown[0], options.known))
+            return _complain(_unknown(options.command, unknown[0], options.known))
         if given[cut + 1 :] and options.command != "reproduce":
             return _complain(f"{options.command} takes nothing after --")
         _dispatch(options, given[cut + 1 :])
+        sys.stdout.flush()
     except UserError as error:
         return _complain(str(error))
+    except (
+        BrokenPipeError
+    ):  # the reader, such as `head`, has seen enough; nor is there anyone to flush to at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a folder that may not be written to, a full disk
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return 130
     return 0
@@ -40,7 +48,7 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
         case "reproduce":
             from experiments import reproduce
 
-            reproduce.reproduce(options.scale, options.only or None, options.device or None, rest)
+            reproduce.reproduce(options.scale, _words(options.only), options.device or None, rest)
         case "verdicts":
             from experiments import run, verdicts
 
@@ -50,7 +58,7 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
         case "publish":
             from experiments import publish
 
-            for slug in publish.publish(options.scale, options.only or None):
+            for slug in publish.publish(options.scale, _words(options.only)):
                 print(f"published {slug} at scale {options.scale}")
         case "benchmark":
             from experiments import benchmark_command
@@ -100,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (run, reproduce, publish):
         command.add_argument("--scale", default="quick", help="quick (the default), standard or paper")
     for command in (reproduce, publish):
-        command.add_argument("--only", metavar="SLUG", help="one notebook instead of all")
+        command.add_argument("--only", action="append", metavar="SLUGS", help="a list with commas, instead of all")
     for command in commands.choices.values():
         command.set_defaults(known=list(command._option_string_actions))
     return parser
@@ -134,9 +142,17 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     add("--fresh", action="store_true", help="run what is there already again")
 
 
-def _unknown(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.0)
-    return f"there is no option {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+def _unknown(command: str, word: str, known: Sequence[str]) -> str:
+    if not word.startswith("-"):
+        return f"{command} has no use for {word!r} (`python -m experiments {command} --help` lists what there is)"
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"there is no option {word!r}; {advice}"
+
+
+def _words(given: Sequence[str] | None) -> list[str]:
+    """The words of lists with commas, each once."""
+    return list(dict.fromkeys(word.strip() for text in given or () for word in text.split(",") if word.strip()))
 
 
 def _literal(text: str) -> Any:

@@ -1,5 +1,7 @@
 """`python -m experiments benchmark …`: the reference's command line, on this project's code."""
 
+import math
+import multiprocessing
 import os
 import statistics
 import sys
@@ -13,6 +15,7 @@ from experiments import benchmark, data, mixes, records
 from experiments.claims import interval
 from experiments.errors import UserError
 from experiments.records import Record
+from experiments.run import check_device
 from experiments.runs import Settings
 from experiments.verdicts import align
 
@@ -48,10 +51,14 @@ def run(
         num_val = num_val if num_val is not None else min(2048, test)
     chosen = mixes.parse(", ".join(benchmark.LABELS) if optimizers == "all" else optimizers)
     numbers = _seeds(seeds)
-    if lr is not None and lr < 0:
-        raise UserError(f"lr must not be negative, got {lr}")
+    if lr is not None and not 0 <= lr < math.inf:
+        raise UserError(f"lr must be a number from 0 on, got {lr}")
     if processes < 1:
         raise UserError(f"processes must be 1 or more, not {processes}")
+    most = 16 * (os.cpu_count() or 1)  # some more than there are cores do no harm, thousands bring torch down
+    if settings["threads"] > most:
+        raise UserError(f"threads must be at most {most} on this machine, not {settings['threads']}")
+    check_device(settings["device"])
     common = Settings(num_train=num_train or 0, num_val=num_val or 0, **settings)  # 0 is an error with a line
     folder = Path(out) if out else records.ROOT / "_build" / "runs"
     todo = benchmark.jobs(chosen, common, numbers, [lr])
@@ -61,7 +68,12 @@ def run(
         dynamic_ncols=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        found = benchmark.run_all(todo, folder, processes=processes, bar=bar, fresh=fresh)
+        try:
+            found = benchmark.run_all(todo, folder, processes=processes, bar=bar, fresh=fresh)
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():  # else they would go on with what is waiting
+                worker.terminate()
+            raise
     arms = [(text, parts) for text, _, parts in benchmark.by_mix(todo, found)]
     where = os.path.relpath(folder / common.dataset)
     return f"{table(arms)}\n\nmean and 95 % interval over {_count(numbers)}; records in {where}"
@@ -72,8 +84,8 @@ def _seeds(text: str) -> tuple[int, ...]:
         numbers = tuple(dict.fromkeys(int(word) for word in text.split(",")))
     except ValueError as error:
         raise UserError(f"--seeds must be whole numbers such as 0,1,2, not {text!r}") from error
-    if min(numbers) < 0:
-        raise UserError(f"--seeds must not be negative, got {text!r}")
+    if not all(0 <= number < 2**63 for number in numbers):
+        raise UserError(f"--seeds must be from 0 to 2⁶³ − 1, got {text!r}")
     return numbers
 
 

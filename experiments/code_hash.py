@@ -11,18 +11,26 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from experiments.errors import UserError
+
 # These write down what was measured and change no number of it.
 BOOKKEEPING = frozenset({"experiments.records", "experiments.code_hash", "experiments.errors"})
 
 
 def of_notebook(path: Path, root: Path) -> str:
-    """The hash of a notebook's own code and of the modules below `root` that it uses; 16 hexadecimal digits."""
-    return of_source(path.read_text(encoding="utf-8"), root)
+    """The hash of a notebook's own code and of the modules below `root` that it uses; 16 hexadecimal digits.
+
+    Raises UserError where one of these files is not Python.
+    """
+    return _of_tree(_parse(path, path.stat().st_mtime_ns), root)
 
 
 def of_source(source: str, root: Path) -> str:
     """The same for Python source at hand, such as the cells of a chapter, one after the other."""
-    tree = ast.parse(source)
+    return _of_tree(ast.parse(source), root)
+
+
+def _of_tree(tree: ast.Module, root: Path) -> str:
     parts = [_canonical(tree)]
     parts += [
         f"{name}\n{_canonical_file(path, path.stat().st_mtime_ns)}" for name, path in modules(tree, root).items()
@@ -86,7 +94,13 @@ def _file(name: str, root: Path) -> Path | None:
 # The book asks for two dozen notebooks in a row, most of which use the same files.
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, mtime_ns: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise UserError(f"{path}, line {error.lineno}, is not Python: {error.msg}: {line}") from error
+    except ValueError as error:  # no text in UTF-8, or a null byte in it
+        raise UserError(f"{path} is not a Python file: {error}") from error
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,5 +1,7 @@
 """Move this machine's records into results/, which is committed and is what the book prints."""
 
+from collections.abc import Sequence
+
 from nbformat import NotebookNode
 
 from experiments import claims, code_hash, records, run
@@ -7,14 +9,14 @@ from experiments.errors import UserError
 from experiments.records import Record
 
 
-def publish(scale: str, only: str | None = None) -> list[str]:
+def publish(scale: str, only: Sequence[str] = ()) -> list[str]:
     """Check every record of a scale, then copy them; returns the slugs. At `quick` the executed notebook goes too.
 
     Raises UserError, and copies nothing, if any record is missing, edited, of older code, or if a claim asks for a
     metric that it lacks.
     """
-    run.check_words(scale, None if only in records.COMMANDS else only)
-    chosen = [only] if only else [slug for slug in run.slugs() if records.local_path(slug, scale).exists()]
+    run.check_words(scale, *(slug for slug in only if slug not in records.COMMANDS))
+    chosen = list(only) or [slug for slug in run.slugs() if records.local_path(slug, scale).exists()]
     if not chosen:
         raise UserError(f"there is nothing to publish at scale {scale}: run `make reproduce SCALE={scale}` first")
     notebooks = {}

@@ -10,16 +10,19 @@ from experiments.errors import UserError
 
 
 def reproduce(
-    scale: str, only: str | None = None, device: str | None = None, snakemake: Sequence[str] = ()
+    scale: str, only: Sequence[str] = (), device: str | None = None, snakemake: Sequence[str] = ()
 ) -> None:
     """Bring this machine's records at one scale up to date.
 
     Which records are stale is read from the records themselves, so a lost `.snakemake/` loses nothing, and where
     nothing is stale Snakemake is not even started. `snakemake` holds further arguments for it, such as
-    `--executor slurm --jobs 40`. Raises UserError for words that do not exist, and when an experiment fails.
+    `--executor slurm --jobs 40`. Raises UserError for words that do not exist, for a device that is not there, and
+    when an experiment fails.
     """
-    run.check_words(scale, only)
-    chosen = [only] if only else run.slugs()
+    run.check_words(scale, *only)
+    if device:
+        run.check_device(device)
+    chosen = list(only) or run.slugs()
     for slug in chosen:
         run.defaults(slug)  # a notebook that cannot run should say so before the others take their time
     stale = [slug for slug in chosen if not run.is_current(slug, scale, device)]
@@ -33,6 +36,8 @@ def reproduce(
     with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
         # Snakemake holds the lock too: it is free only when both are gone.
         subprocess.run(_command(stale, scale, device, snakemake), pass_fds=[held], check=False)
+    if {"-n", "--dry-run", "--dryrun"} & set(snakemake):
+        return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
         raise UserError(f"not finished at scale {scale}: {', '.join(failed)} (the reason stands above)")

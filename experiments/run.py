@@ -44,12 +44,36 @@ def slugs() -> list[str]:
     return sorted(path.stem for path in (records.ROOT / "notebooks").glob("*.py"))
 
 
-def check_words(scale: str, slug: str | None = None) -> None:
+def check_words(scale: str, *chosen: str) -> None:
     """UserError naming the valid words for a scale or a slug that does not exist."""
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}; there are {', '.join(SCALES)}")
-    if slug is not None and slug not in slugs():
-        raise UserError(f"there is no notebook {slug!r}; there are {', '.join(slugs()) or 'none'} in notebooks/")
+    for slug in chosen:
+        if slug not in slugs():
+            there = ", ".join(slugs()) or "none"
+            raise UserError(f"there is no notebook {slug!r}; there are {there} in notebooks/")
+
+
+def check_device(device: Any) -> None:
+    """UserError for a device that torch does not know, or that is not there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"there is no device {device!r} here: write cpu, or cuda or cuda:1 on a machine with GPUs"
+        ) from error
+
+
+def check_seeds(seeds: Any) -> None:
+    """UserError for what is not a list of seeds."""
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or not all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
+    ):
+        raise UserError(f"seeds must be a list of whole numbers from 0 on, such as [0, 1, 2], not {seeds!r}")
 
 
 def defaults(slug: str) -> dict[str, Any]:
@@ -85,6 +109,10 @@ def run(slug: str, scale: str, parameters: Mapping[str, Any] | None = None) -> P
         if name in ("scale", "out") or name not in known:
             valid = ", ".join(key for key in known if key not in ("scale", "out"))
             raise UserError(f"notebooks/{slug}.py has no parameter {name!r} to set; it has {valid}")
+    if "device" in parameters:
+        check_device(parameters["device"])
+    if "seeds" in parameters:
+        check_seeds(parameters["seeds"])
     trial = bool(set(parameters) - {"device"})
     changed = {name: value for name, value in {**parameters, "scale": scale}.items() if known[name] != value}
     folder = records.ROOT / "_build" / ("trials" if trial else "results") / scale
@@ -112,8 +140,11 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """The notebook in a file, in the current format."""
-    notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    """The notebook in a file, in the current format; UserError where it is damaged."""
+    try:
+        notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        raise UserError(f"{path} is not a whole notebook: delete it and run the experiment again") from error
     return notebook
 
 
@@ -127,7 +158,10 @@ def _source(slug: str) -> Path:
 
 
 def _load(slug: str) -> nbformat.NotebookNode:
-    return tidy(jupytext.read(_source(slug)))
+    try:
+        return tidy(jupytext.read(_source(slug)))
+    except UnicodeDecodeError as error:
+        raise UserError(f"notebooks/{slug}.py is not a text file in UTF-8 ({error})") from error
 
 
 def _defaults(notebook: nbformat.NotebookNode, slug: str) -> dict[str, Any]:
@@ -135,7 +169,12 @@ def _defaults(notebook: nbformat.NotebookNode, slug: str) -> dict[str, Any]:
     if len(cells) != 1:
         raise UserError(f"notebooks/{slug}.py has {len(cells)} cells with the tag `parameters`; it needs one")
     values: dict[str, Any] = {}
-    for node in ast.parse(cells[0]).body:
+    try:
+        assignments = ast.parse(cells[0]).body
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise UserError(f"notebooks/{slug}.py: its parameters cell is not Python: {error.msg}: {line}") from error
+    for node in assignments:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if node.value:
                 try:

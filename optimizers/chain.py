@@ -12,7 +12,6 @@ The mathematics is in the stages, as pure functions; this module keeps torch's b
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import Any, TypedDict, cast, overload
 
 import torch
@@ -22,10 +21,11 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 from .composition import in_order, refuse_clashes
 from .execution import Active, Hyper, Part, step_differentiably, step_in_place
 from .fused import FusedStep, worth_it
+from .fused.compiler import find
 from .fused.table import Indexed
 from .hogwild import step_lock_free
 from .stage import Stage
-from .state import adopt, begin, home, number, schedule
+from .state import adopt, apart, begin, home, number, schedule
 from .validation import check
 
 
@@ -130,18 +130,22 @@ class Chain(Optimizer):
 
     def _with_gradients(self) -> list[Indexed]:
         """Of every group, the parameters with a gradient, by their indices among all parameters."""
-        members, first = [], 0
+        members: list[Indexed] = []
+        first = 0
         for group in self.param_groups:
-            params = {i: param for i, param in enumerate(group["params"], first) if param.grad is not None}
+            params = {}
+            for index, param in enumerate(group["params"], first):
+                grad = param.grad
+                if grad is not None:
+                    params[index] = param
+                    if grad.is_sparse and not (self._lock_free and grad.sparse_dim() == 1):
+                        raise RuntimeError(
+                            f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of "
+                            f"shape {tuple(param.shape)}: build the embedding with sparse=False"
+                            " (after share_memory(), sparse rows are fine)"
+                        )
             first += len(group["params"])
             members.append(params)
-            for param in filter(attrgetter("grad.is_sparse"), params.values()):
-                if not (self._lock_free and param.grad.sparse_dim() == 1):
-                    raise RuntimeError(
-                        f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
-                        f"{tuple(param.shape)}: build the embedding with sparse=False"
-                        " (after share_memory(), sparse rows are fine)"
-                    )
         return members
 
     def _shared(self, actives: Sequence[Active], members: Sequence[Indexed]) -> Hyper:
@@ -169,7 +173,7 @@ class Chain(Optimizer):
             if self._worth_compiling is None:
                 params = [param for group in self.param_groups for param in group["params"]]
                 self._worth_compiling = worth_it(params)
-            return self._worth_compiling
+            return bool(self._worth_compiling)
         return bool(group["fused"])
 
     def _step_parameter(self, param: Tensor, index: int, group: Hyper, active: Active, shared: Hyper) -> None:
@@ -230,8 +234,7 @@ class Chain(Optimizer):
             self._check_group(self.defaults | param_group, f" of parameter group {len(self.param_groups)}")
             if self._scheduled:
                 # Kept here, not at the first step: by then a scheduler, or a checkpoint, may have changed lr.
-                lr = param_group.get("lr", self.defaults["lr"])
-                param_group.setdefault("base_lr", lr.clone() if isinstance(lr, Tensor) else lr)
+                param_group.setdefault("base_lr", apart(param_group.get("lr", self.defaults["lr"])))
         super().add_param_group(param_group)
         self._worth_compiling = None
 
@@ -275,7 +278,7 @@ class Chain(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             if self._scheduled:
-                group.setdefault("base_lr", group["lr"])
+                group.setdefault("base_lr", apart(group["lr"]))
             for param in group["params"]:
                 # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
                 if param in self.state and "_stages" not in state:
@@ -287,6 +290,9 @@ class Chain(Optimizer):
 
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
-        compiled = {self._compiles(group) for group in self.param_groups}
+        compiled = {
+            self._compiles(group) and (self._fused[i].tables != [] if i in self._fused else find() is not None)
+            for i, group in enumerate(self.param_groups)
+        }
         execution = " and ".join("compiled" if each else "eager" for each in sorted(compiled, reverse=True))
         return f"{super().__repr__()[:-1]}Stages\n{stages}Execution: {execution}\n)"

@@ -39,8 +39,13 @@ class ClipNorm(Stage):
         return bool(hyper["max_norm"] != math.inf)
 
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
-        real = [torch.view_as_real(grad) if grad.is_complex() else grad for grad in grads]
-        norm = torch.nn.utils.get_total_norm(real, norm_type=float(hyper["norm_type"]))
+        real = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]
+        norm_type = float(hyper["norm_type"])
+        if torch.is_grad_enabled():  # a differentiable step: torch's function cuts the graph
+            norms = [torch.linalg.vector_norm(grad, norm_type) for grad in real]
+            norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]), norm_type)
+        else:
+            norm = torch.nn.utils.get_total_norm(real, norm_type=norm_type)
         # The norm of sharded gradients is spread over the processes: every one of them needs the sum.
         return {"total_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .stage import Place, Stage
 
 # Long tensors are updated in slices of about this many elements, so that a rule's temporaries stay in the cache.
-SLICE = 1 << 16
+SLICE = 1 << 17
 
 Hyper = dict[str, Any]
 _PLACES = tuple(Place)  # which is walked faster than an Enum

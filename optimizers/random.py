@@ -68,7 +68,8 @@ def bits(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream
 
 def uniform(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:
     """Uniform numbers in [0, 1), float32, on a grid of 2⁻²⁴; arguments as in :func:`bits`."""
-    return ((bits(seed, index, step, coordinate, stream) >> 8) & 0xFFFFFF) * 2.0**-24
+    # Said in so many words: torch's default dtype is the user's to choose.
+    return ((bits(seed, index, step, coordinate, stream) >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
 def normal(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream: int = 0) -> Tensor:

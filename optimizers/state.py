@@ -20,7 +20,9 @@ def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
     for part in active:
         for name in part.names:
             if name not in state:
-                state[name] = part.stage.initial(name, param.detach())
+                # A differentiable step follows the parameter into what is remembered of it.
+                origin = param.clone() if group["differentiable"] else param.detach()
+                state[name] = part.stage.initial(name, origin)
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:
@@ -34,6 +36,11 @@ def home(param: Tensor, group: Hyper) -> torch.device:
 def number(scalar: Tensor, group: Hyper) -> Any:
     """A 0-d tensor as stages are given it: a number, unless a graph captures the step."""
     return scalar if group["capturable"] else scalar.item()
+
+
+def apart(lr: Any) -> Any:
+    """A learning rate that no one changes in place."""
+    return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def schedule(group: Hyper) -> Any:

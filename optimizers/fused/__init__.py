@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..execution import Active, Hyper, Part, local, real
 from ..stage import Stage
@@ -20,7 +21,7 @@ from ..state import begin, schedule
 from .c_source import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
-from .table import Indexed, Table
+from .table import Indexed, Table, check_alike
 from .tracing import Program, Untraceable, form, numbers, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
@@ -29,9 +30,11 @@ WORTH_IT = 1 << 16
 _programs: dict[Any, Program] = {}
 
 
-def worth_it(params: Iterable[Tensor]) -> bool:
-    """Whether ``fused=None`` compiles the step of these parameters."""
+def worth_it(params: Iterable[Tensor]) -> bool | None:
+    """Whether ``fused=None`` compiles the step of these parameters; None while a lazy one has no size."""
     params = list(params)
+    if any(map(is_lazy, params)):
+        return None
     return sum(p.numel() for p in params) >= WORTH_IT and all(map(supported, params)) and find() is not None
 
 
@@ -92,8 +95,8 @@ class FusedStep:
         )
 
     def _lay_out(self, params: Indexed, active: Active, known: Hyper, group: Hyper, states: Any) -> None:
-        """Sort the parameters into tables, one per combination of dtypes."""
-        by_dtypes: dict[tuple[torch.dtype, ...], Indexed] = {}
+        """Sort the parameters into tables, one per combination of dtypes, and complex ones by themselves."""
+        by_kind: dict[tuple[bool, tuple[torch.dtype, ...]], Indexed] = {}
         names = [name for part in active for name in part.names]
         for index, param in params.items():
             if not supported(param):
@@ -101,9 +104,11 @@ class FusedStep:
                 continue
             begin(states[param], param, active, group)
             tensors = (param, param.grad, *(states[param][name] for name in names))
-            by_dtypes.setdefault(tuple(real(t).dtype for t in tensors), {})[index] = param
+            check_alike(param, dict(zip(("its gradient", *names), tensors[1:], strict=True)))
+            kind = param.is_complex(), tuple(real(t).dtype for t in tensors)
+            by_kind.setdefault(kind, {})[index] = param
         try:
-            for dtypes, members in by_dtypes.items():
+            for (_, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
                 program = _programs.get((form(active, known), dtype)) or trace(active, known, dtype)
                 _programs[form(active, known), dtype] = program
@@ -123,8 +128,8 @@ class FusedStep:
 
 def plain(stage: Stage, name: str, value: Any) -> Any:
     """A hyper-parameter in Python's own types: an int for counts and seeds only, a float for any other number."""
-    if isinstance(value, Tensor):
-        value = value.item()
+    if isinstance(value, Tensor) or (hasattr(value, "item") and not isinstance(value, (tuple, list))):
+        value = value.item()  # of torch's or of NumPy's
     if isinstance(value, (tuple, list)):
         return tuple(plain(stage, name, part) for part in value)
     whole = isinstance(value, bool) or stage.ranges.get(name, "").startswith("int")

@@ -40,9 +40,12 @@ def find() -> str | None:
 
 
 def folder() -> Path:
-    """Where compiled functions are kept: OPTIMIZERS_CACHE, or a folder of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("OPTIMIZERS_CACHE") or Path(base) / "optimizers")
+    """Where compiled functions are kept: OPTIMIZERS_CACHE, or a folder of the user's cache; OSError without one."""
+    named = os.environ.get("OPTIMIZERS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named[0] or Path(named[1] or Path.home() / ".cache") / "optimizers")
+    except RuntimeError as error:  # a user without a home
+        raise OSError(error) from error
 
 
 @functools.cache
@@ -52,6 +55,13 @@ def load(source: str) -> Callable[..., int]:
     Raises:
         NoCompiler: nothing is there to compile it, or it does not compile.
     """
+    try:
+        return _load(source)
+    except OSError as error:  # no room, or no folder at all that may be written to
+        raise NoCompiler(f"there is no place for compiled steps ({error}): name one in OPTIMIZERS_CACHE") from None
+
+
+def _load(source: str) -> Callable[..., int]:
     command, identity = _toolchain()
     name = hashlib.sha256("\0".join((identity, *command, source)).encode()).hexdigest()[:32] + ".so"
     try:

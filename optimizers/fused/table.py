@@ -58,7 +58,11 @@ class Table:
         self._sharded = any(param is not own for param, own in zip(self._params, self._locals, strict=True))
         self._complex = self._params[0].is_complex()
         self._grad_dtype = self._params[0].grad.dtype  # type: ignore[union-attr]
+        # What the kernel takes for granted of the tensors, and the signs by which a step sees that it may not.
+        self._forms = list(map(_form, self._tensors))
+        self._pointers = _pointers(self._tensors)
         self._strides = [param.stride() for param in self._locals]
+        self._numels = [param.numel() for param in self._locals]
         views = [real(param) for param in self._locals]
         self._sizes = array("q", [view.numel() for view in views])
         self._indices = array("q", members)
@@ -71,7 +75,7 @@ class Table:
         return [param.grad for param in self._params]  # type: ignore[misc]
 
     def holds(self, grads: Sequence[Tensor], states: Mapping[Tensor, Hyper]) -> bool:
-        """Whether the table's tensors still are the parameters' state, and the gradients of the dtype they were."""
+        """Whether the table's tensors still are the parameters' state, in the form they had; the gradients too."""
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
         values = list(chain.from_iterable(map(dict.values, self._states)))
         return (
@@ -81,7 +85,22 @@ class Table:
             and len(values) == len(self._values)
             and all(map(is_, values, self._values))
             and set(map(attrgetter("dtype"), grads)) == {self._grad_dtype}
+            and self._forms_hold(grads)
         )
+
+    def _forms_hold(self, grads: Sequence[Tensor]) -> bool:
+        """Whether each tensor still has its shape, order in memory, dtype and device: `.data` may be replaced.
+
+        To ask all of them takes longer than a step of small ones. Whoever replaces a tensor's memory moves it, or
+        changes its gradient's strides or size.
+        """
+        pointers = _pointers(self._tensors)
+        same = pointers == self._pointers and list(map(Tensor.numel, grads)) == self._numels
+        if same and list(map(Tensor.stride, grads)) == self._strides:
+            return True
+        self._pointers = pointers
+        shapes = all(grad.shape == param.shape for grad, param in zip(grads, self._locals, strict=True))
+        return shapes and list(map(_form, self._tensors)) == self._forms
 
     def arguments(self, grads: Sequence[Tensor], reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
         """What `kernel` is called with for one step; to be kept while it runs.
@@ -99,10 +118,9 @@ class Table:
                 grad if alike(grad, param) else torch.empty_like(param).copy_(grad)
                 for grad, param in zip(grads, self._locals, strict=True)
             ]
-        table = array("q", list(map(Tensor.data_ptr, self._tensors)))  # from a list it is three times as fast
-        gradients = array("q", list(map(Tensor.data_ptr, grads)))
         threads = torch.get_num_threads() if self._large else 1
-        return grads, threads, table, gradients, self._sizes, self._indices, self._layout_pointers, reals, wholes
+        places = self._pointers, _pointers(grads), self._sizes, self._indices, self._layout_pointers
+        return grads, threads, *places, reals, wholes
 
     def kernel(self, grads: Sequence[Tensor], threads: int, *arrays: "array[Any]") -> None:
         """Advance all parameters by one step: the compiled function alone."""
@@ -114,3 +132,24 @@ class Table:
         self.kernel(*self.arguments(grads, reals, wholes))
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
+
+
+def check_alike(param: Tensor, others: Mapping[str, Tensor]) -> None:
+    """RuntimeError for a gradient or a state tensor that is not of the parameter's shape, or on another device."""
+    for name, tensor in others.items():
+        for word, a, b in (
+            ("shape", tuple(tensor.shape), tuple(param.shape)),
+            ("device", str(tensor.device), str(param.device)),
+        ):
+            if a != b:
+                raise RuntimeError(
+                    f"{name} has the {word} {a}, its parameter {b}: was a checkpoint of another model loaded?"
+                )
+
+
+def _pointers(tensors: Sequence[Tensor]) -> "array[int]":
+    return array("q", list(map(Tensor.data_ptr, tensors)))  # from a list it is three times as fast
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -115,8 +115,8 @@ def test_build_failure_kill_and_change(project: Path) -> None:
     assert "answer 42" in page(project)
     assert "(no result yet)" in page(project)
 
-    # Nothing changed: nothing is executed. Prose changed: still nothing is, but the page is new. What stays the same
-    # is shared with the last site, and never with the files that Sphinx writes to.
+    # Nothing changed: nothing is executed. Prose changed: still nothing is, but the page is new. What stays the
+    # same is shared with the last site, and never with the files that Sphinx writes to.
     html, written = project / "_build/html", project / "_build/site/_build/html"
     style, own = "_static/custom.css", "book/part/chapter.html"
     before = {name: (html / name).stat().st_ino for name in (style, own)}

@@ -370,3 +370,24 @@ def test_one_stage_can_serve_two_optimizers() -> None:
 def test_each_way_to_switch_lookahead_off(name: str, neutral: Lookahead) -> None:
     ends = [list(trajectory(lambda p, e=e: optimizers.create(name, p, extensions=e)))[-1] for e in ([], [neutral])]
     assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_derivatives_pass_through_lookahead() -> None:
+    """At α = 0 the second step goes back to φ_0 = θ_0, whose derivative with respect to itself is 1."""
+    start = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    param = start.clone()
+    optimizer = SGD([param], 0.0, extensions=[Lookahead(2)], differentiable=True)
+    for _ in range(2):
+        param.grad = torch.ones_like(start)
+        optimizer.step()
+    assert torch.autograd.grad(param, start)[0].item() == 1.0
+
+
+def test_derivatives_pass_through_the_norm() -> None:
+    """∂(u·(−g/‖g‖))/∂g = −u/‖g‖ + g (u·g)/‖g‖³."""
+    grad = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+    param = torch.zeros(2, dtype=torch.float64)
+    param.grad = grad
+    SGD([param], 1.0, extensions=[ClipNorm(1.0)], differentiable=True).step()
+    (derivative,) = torch.autograd.grad(param @ torch.tensor([1.0, 2.0], dtype=torch.float64), grad)
+    assert (derivative - torch.tensor([0.064, -0.048], dtype=torch.float64)).abs().max() < 1e-6

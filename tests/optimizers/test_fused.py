@@ -27,7 +27,7 @@ from optimizers import (
 )
 from optimizers import fused as fused_step
 from optimizers.chain import Chain
-from optimizers.fused import table
+from optimizers.fused import compiler, table
 from optimizers.fused.c_source import c_source
 from optimizers.stage import Place, Stage
 
@@ -297,6 +297,71 @@ def test_replaced_tensors_are_noticed() -> None:
         assert (eager - compiled).abs().max() <= 1e-6
 
 
+def test_memory_of_another_form_is_noticed() -> None:
+    """`.data` of another order in memory, size, dtype or view, as `model.to` and surgery on models leave it."""
+
+    def other_forms(params: list[Any], optimizer: Chain) -> None:
+        params[3].data = params[3].data.contiguous()
+        params[1].data = torch.ones(60, 70)
+        params[0].data = params[0].data[:5]  # at the same place
+        for param in (params[0], params[1]):
+            del optimizer.state[param]
+        params[4].data = torch.ones(3, 4)[:, :2]
+        del optimizer.state[params[4]]
+
+    for rule in (SGD, Adam):
+        ends = []
+        for fused in (False, True):
+            params = parameters()
+            optimizer = rule(params, 0.1, fused=fused)
+            run(optimizer, 3)
+            other_forms(params, optimizer)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one with gaps is stepped eagerly
+                ends.append(run(optimizer, 3))
+        for eager, compiled in zip(*ends, strict=True):
+            assert (eager - compiled).abs().max() <= 1e-6
+
+
+def test_state_of_another_dtype_is_stepped_as_it_is() -> None:
+    param = nn.Parameter(torch.ones(100))
+    optimizer = Adam([param], 0.1, fused=True)
+    param.grad = torch.ones(100)
+    optimizer.step()
+    for name in ("exp_avg", "exp_avg_sq"):
+        optimizer.state[param][name].data = optimizer.state[param][name].data.to(torch.bfloat16)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"].dtype == torch.bfloat16
+    assert (param - 0.8).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_state_of_another_shape_is_an_error(size: int) -> None:
+    """As after a checkpoint of a model with another head."""
+    param, other = (nn.Parameter(torch.ones(n)) for n in (100, size))
+    optimizer, saved = Adam([param], fused=True), Adam([other], fused=True)
+    param.grad, other.grad = torch.ones(100), torch.ones(size)
+    saved.step()
+    optimizer.load_state_dict(saved.state_dict())
+    with pytest.raises(RuntimeError, match=rf"exp_avg has the shape \({size},\), its parameter \(100,\)"):
+        optimizer.step()
+    assert torch.equal(param.detach(), torch.ones(100))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_complex_and_real_parameters_side_by_side(order: tuple[int, int], compiled_sources: list[str]) -> None:
+    """Autograd leaves a gradient conjugated lazily: ∂/∂c̄ of Re((1 + 2i) c̄) is 1 + 2i."""
+    both = (nn.Parameter(torch.ones(3, dtype=torch.complex64)), nn.Parameter(torch.zeros(5)))
+    optimizer = SGD([both[i] for i in order], 1.0, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((both[0].conj() * (1 + 2j)).sum().real + both[1].sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert torch.equal(both[0].detach(), torch.full((3,), -2 - 6j))
+    assert torch.equal(both[1].detach(), torch.full((5,), -3.0))
+    assert len(compiled_sources) == 2, "a table each, laid out once"
+
+
 def test_gradients_of_any_layout() -> None:
     ends = []
     for fused in (False, True):
@@ -458,6 +523,27 @@ def test_the_compiled_function_is_kept_and_a_damaged_one_made_anew(tmp_path: Pat
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path / "file" / "cache")).startswith("0 True")
+
+
+def test_without_any_folder_it_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No home, and no temporary folder: a container with a read-only disk."""
+
+    def nowhere(*args: Any, **options: Any) -> Any:
+        raise FileNotFoundError("no usable temporary directory")
+
+    def homeless() -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    for name in ("OPTIMIZERS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiler.Path, "home", homeless)
+    monkeypatch.setattr(compiler.tempfile, "mkdtemp", nowhere)
+    compiler.load.cache_clear()
+    optimizer = Adam([nn.Parameter(torch.ones(3))], fused=True)
+    with pytest.warns(UserWarning, match="there is no place for compiled steps .*OPTIMIZERS_CACHE"):
+        run(optimizer, 1)
+    assert "Execution: eager" in repr(optimizer)
+    compiler.load.cache_clear()
 
 
 def test_the_source_shows_the_equations() -> None:

@@ -175,3 +175,17 @@ def test_one_coordinate_over_many_seeds_steps_and_parameters() -> None:
 def test_large_tensors_have_their_own_numbers_beyond_2_32() -> None:
     here, there = torch.arange(1000), torch.arange(1000) + 2**32
     assert (bits(SEED, INDEX, STEP, here) == bits(SEED, INDEX, STEP, there)).sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_no_number(dtype: torch.dtype) -> None:
+    def drawn() -> Tensor:
+        return normal(seed=3, index=1, step=2.0, coordinate=torch.arange(1000))
+
+    expected = drawn()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(drawn(), expected)
+        assert expected.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

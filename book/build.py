@@ -63,11 +63,9 @@ def main() -> int:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except OSError as error:
-            print(
-                f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}",
-                file=sys.stderr,
-            )
+        except OSError as error:  # a folder that may not be written to, a full disk
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            print(f"error: {where}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             return 130
@@ -89,7 +87,12 @@ def table_of_contents() -> list[Path]:
             for item in node:
                 yield from files(item)
 
-    names = files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    for name in ("_config.yml", "book/equality.yaml", "_toc.yml"):
+        try:
+            content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) if (ROOT / name).exists() else None
+        except yaml.YAMLError as error:
+            raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
+    names = files(content)
     pages = [Path(name).with_suffix(".md") for name in names]
     missing = [str(page) for page in pages if not (ROOT / page).is_file()]
     if missing:
@@ -323,9 +326,11 @@ def build_site(process: "subprocess.Popen[str]") -> None:
 
 
 def complaints(output: str) -> str:
-    """Warnings and errors as Sphinx gives them, with the paths of the repository; all that was said if none."""
-    lines = re.sub(r"\x1b\[[\d;]*m", "", output).replace(f"{SOURCE}/", "").splitlines()
-    return "\n".join([line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)] or lines)
+    """Warnings and errors as Sphinx gives them, with the paths of the repository; if none, what it said last."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", output).replace(f"{SOURCE}/", "")
+    found = [line for line in text.splitlines() if re.search(r"WARNING|ERROR|CRITICAL", line)]
+    said = re.split(r"Output Path:.*\n", text.partition("Traceback (most recent call last)")[0])[-1].strip()
+    return "\n".join(found) or said or text
 
 
 def machinery() -> str:

@@ -25,6 +25,11 @@ def of_notebook(path: Path, root: Path) -> str:
     return _of_tree(_parse(path, path.stat().st_mtime_ns), root)
 
 
+def files_of_notebook(path: Path, root: Path) -> list[Path]:
+    """The files that `of_notebook` reads."""
+    return [path, *modules(_parse(path, path.stat().st_mtime_ns), root).values()]
+
+
 def of_source(source: str, root: Path) -> str:
     """The same for Python source at hand, such as the cells of a chapter, one after the other."""
     return _of_tree(ast.parse(source), root)

@@ -15,7 +15,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from experiments import claims, records
+from experiments import claims, code_hash, records
 from experiments.claims import Check, Claim, Evidence, Verdict
 from experiments.errors import UserError
 from experiments.records import SCALES, Record
@@ -128,11 +128,8 @@ class Scoreboard(EvidenceDirective):
         summary = nodes.paragraph(classes=["verdict-counts"])
         for name in MARKS:
             if counts[name]:
-                summary += [
-                    nodes.inline("", f"{counts[name]} ", classes=["count"]),
-                    badge_of(name),
-                    nodes.Text("  "),
-                ]
+                count = nodes.inline("", f"{counts[name]} ", classes=["count"])
+                summary += [nodes.inline("", "", count, badge_of(name), classes=["counted"]), nodes.Text("  ")]
         return [summary, table]
 
     def row(
@@ -187,7 +184,18 @@ class Provenance(EvidenceDirective):
         }
         for name, value in facts.items():
             line += [nodes.Text(f" · {name}: "), nodes.literal("", str(value))]
+        if self.is_of_other_code(record):
+            line += [nodes.Text(" · "), nodes.strong("", "measured with an earlier version of this code")]
         return [line]
+
+    def is_of_other_code(self, record: Record) -> bool:
+        """Whether the code that the numbers come from has changed since."""
+        source = records.source(record.slug)
+        if not source.exists():
+            return False
+        for file in code_hash.files_of_notebook(source, records.ROOT):
+            self.env.note_dependency(str(file))
+        return bool(code_hash.of_notebook(source, records.ROOT) != record.provenance["code_hash"])
 
 
 def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.Node]:

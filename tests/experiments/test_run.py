@@ -53,6 +53,17 @@ def files(folder: Path) -> set[str]:
             "tiny has no record at scale quick: run `make reproduce SCALE=quick ONLY=tiny`",
         ),
         (["publish", "--", "x"], "publish takes nothing after --"),
+        (["run", "tiny", "-p", "device", "gpu"], "there is no device 'gpu' here: write cpu, or cuda"),
+        (["reproduce", "--device", "meta"], "there is no device 'meta' here"),
+        (
+            ["run", "tiny", "-p", "seeds", "[-1]"],
+            "seeds must be a list of whole numbers from 0 on, such as [0, 1, 2]",
+        ),
+        (["run", "tiny", "-p", "seeds", "[]"], "seeds must be a list of whole numbers from 0 on"),
+        (["reproduce", "--only", "tiny", "--only", "nope"], "there is no notebook 'nope'"),
+        (["publish", "--only", "tiny,nope"], "there is no notebook 'nope'"),
+        (["reproduce", "tiny"], "reproduce has no use for 'tiny'"),
+        (["verdicts", "--foo"], "there is no option '--foo'; there are -h, --help, --scale"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -153,6 +164,83 @@ def test_reproduce_publish_and_verdicts(notebook: Notebook, root: Path, capfd: p
     assert "second.json does not match its own digest" in err
     assert records.read(published / "first.json").get("loss") == [0.0, 0.1, 0.2], "all or nothing"
     assert not run.is_current("second", "quick")
+
+
+def test_a_record_stays_until_a_new_one_takes_its_place(
+    notebook: Notebook, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A run that fails, for whatever reason, takes nothing away."""
+    path = notebook("tiny")
+    assert main(["reproduce"]) == 0
+    built = root / "_build/results/quick"
+    before = {file: (built / file).read_bytes() for file in files(built)}
+    path.write_text(path.read_text() + "\n0 / 0\n")
+    assert main(["reproduce", "--only", "tiny", "--", "--dry-run"]) == 0
+    assert main(["reproduce"]) == 2
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert {file: (built / file).read_bytes() for file in files(built)} == before
+
+
+@pytest.mark.parametrize("broken", ["notebooks/tiny.py", "helper.py"])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"x = (\n", "was never closed"), (b"x = '\xff'\n", "can't decode byte 0xff")]
+)
+def test_a_file_that_is_not_python_is_named(
+    notebook: Notebook, root: Path, command: Command, broken: str, content: bytes, message: str
+) -> None:
+    path = notebook("tiny")
+    (root / "book/claims/tiny.yaml").write_text(CLAIM)
+    (root / "helper.py").write_text("x = 1\n")
+    path.write_text(path.read_text().replace("from experiments", "import helper\nfrom experiments"))
+    assert command("run", "tiny", PYTHONPATH=f"{REPOSITORY}{os.pathsep}{root}").returncode == 0
+    assert command("publish").returncode == 0
+    with (root / broken).open("ab") as file:
+        file.write(content)
+    for arguments in (["verdicts"], ["publish"], ["reproduce"]):
+        done = command(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert broken in done.stderr
+        assert message in done.stderr
+
+
+def test_a_parameters_cell_that_is_not_python(notebook: Notebook, root: Path, command: Command) -> None:
+    path = notebook("tiny")
+    path.write_text(path.read_text().replace("lr = 0.1", "lr = ("))
+    done = command("run", "tiny")
+    assert done.returncode == 2
+    assert "notebooks/tiny.py: its parameters cell is not Python" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_notebook_is_not_published(notebook: Notebook, root: Path, command: Command) -> None:
+    notebook("tiny")
+    assert command("run", "tiny").returncode == 0
+    (root / "_build/results/quick/tiny.ipynb").write_text('{"cells": [')
+    done = command("publish")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "tiny.ipynb is not a whole notebook" in done.stderr
+
+
+def test_what_cannot_be_written_is_one_line(notebook: Notebook, root: Path, command: Command) -> None:
+    notebook("tiny")
+    (root / "_build").write_text("a file where a folder should be")
+    done = command("run", "tiny")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert str(root / "_build") in done.stderr
+
+
+def test_a_reader_that_has_seen_enough(notebook: Notebook, root: Path) -> None:
+    (root / "book/claims/tiny.yaml").write_text(CLAIM)
+    done = subprocess.run(
+        f"{sys.executable} -m experiments verdicts | true",
+        shell=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
 
 
 def test_a_trial_does_not_pass_for_a_result(notebook: Notebook, root: Path, command: Command) -> None:

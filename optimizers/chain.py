@@ -60,7 +60,7 @@ class Chain(Optimizer):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: a hyper-parameter is out of its range, or the stages do not fit together.
-        RuntimeError: (in `step`) a gradient is sparse.
+        RuntimeError: (in `step`) a gradient is sparse, or it or the state is not of the parameter's shape.
     """
 
     _lock_free = False  # set by `share_memory`

@@ -39,9 +39,6 @@ EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "si
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
-# What most chapters import, or an optimizer's first step; no name is bound by it.
-PRELOAD = "for name in ('torch._dynamo', 'matplotlib.backends.backend_agg'): __import__(name)\ndel name"
-Kernel = tuple[AsyncKernelManager, AsyncKernelClient]
 sys.path.insert(0, str(ROOT))
 
 from experiments import code_hash  # noqa: E402  (not records: that would import torch)
@@ -101,23 +98,18 @@ def table_of_contents() -> list[Path]:
 
 
 async def build(pages: list[Path]) -> None:
-    """Execute what changed and build the site in `_build/site`.
-
-    A kernel and Sphinx take seconds to start. The first kernel does so while the keys are computed, Sphinx while
-    chapters are executed: two cores are busy, and no third process slows them down.
-    """
-    async with kernel() as first:
+    """Execute what changed and build the site in `_build/site`; Sphinx starts while chapters are executed."""
+    with sphinx() as process:
         chapters = {page: read_chapter(page) for page in pages if "{code-cell}" in (ROOT / page).read_text("utf-8")}
         keys = {page: key_of(page, notebook) for page, notebook in chapters.items()}
         stale = [page for page, key in keys.items() if not cached(page, key).exists()]
-        with sphinx() as process:
-            failures = await execute_all({page: chapters[page] for page in stale}, keys, first)
-            if failures:
-                raise UserError("\n".join(failures))
-            for page, notebook in chapters.items():
-                fill(notebook, nbformat.read(cached(page, keys[page]), as_version=4))
-            stage(pages, chapters)
-            build_site(process)
+        failures = await execute_all({page: chapters[page] for page in stale}, keys)
+        if failures:
+            raise UserError("\n".join(failures))
+        for page, notebook in chapters.items():
+            fill(notebook, nbformat.read(cached(page, keys[page]), as_version=4))
+        stage(pages, chapters)
+        build_site(process)
 
 
 def fill(notebook: NotebookNode, kept: NotebookNode) -> None:
@@ -168,7 +160,7 @@ def cached(page: Path, key: str) -> Path:
     return EXECUTED / f"{page.with_suffix('').as_posix().replace('/', '-')}-{key}.ipynb"
 
 
-async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str], first: Kernel) -> list[str]:
+async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
     """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
 
     A kernel imports torch and matplotlib once, which takes longer than most chapters.
@@ -176,29 +168,26 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str],
     EXECUTED.mkdir(parents=True, exist_ok=True)
     waiting, failures = list(chapters), []
 
-    async def work(manager: AsyncKernelManager, client: AsyncKernelClient) -> None:
-        await client.wait_for_ready(timeout=120)
-        while waiting:
-            page = waiting.pop(0)
-            try:
-                await execute(page, chapters[page], cached(page, keys[page]), manager, client)
-            except CellExecutionError as error:
-                if error.ename in USER_ERRORS:
-                    failures.append(f"{page}: {error.evalue}")
-                else:
-                    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
-                    failures.append(f"{page}: a cell failed\n{text}")
+    async def work() -> None:
+        async with kernel() as (manager, client):
+            while waiting:
+                page = waiting.pop(0)
+                try:
+                    await execute(page, chapters[page], cached(page, keys[page]), manager, client)
+                except CellExecutionError as error:
+                    if error.ename in USER_ERRORS:
+                        failures.append(f"{page}: {error.evalue}")
+                    else:
+                        text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
+                        failures.append(f"{page}: a cell failed\n{text}")
 
-    async with contextlib.AsyncExitStack() as stack:
-        more = range(min(len(chapters), os.cpu_count() or 1) - 1)
-        kernels = [first, *[await stack.enter_async_context(kernel()) for _ in more]] if chapters else []
-        await asyncio.gather(*(work(*pair) for pair in kernels))
+    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
     return failures
 
 
 @contextlib.asynccontextmanager
-async def kernel() -> AsyncIterator[Kernel]:
-    """A kernel in the repository's root that is starting, and a client of it."""
+async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
+    """A kernel in the repository's root, and a client of it that is ready."""
     # One thread: the same digits everywhere.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
     with tempfile.TemporaryDirectory(prefix="book-") as sockets:
@@ -208,8 +197,8 @@ async def kernel() -> AsyncIterator[Kernel]:
         client = manager.client()
         client.start_channels()
         client.allow_stdin = False
-        client.execute(PRELOAD, silent=True)
         try:
+            await client.wait_for_ready(timeout=120)
             yield manager, client
         finally:
             client.stop_channels()

@@ -44,6 +44,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import code_hash  # noqa: E402  (not records: that would import torch)
 from experiments.errors import UserError  # noqa: E402
 
+# By name: a kernel says no more of an error.
 USER_ERRORS = {"UserError", *(kind.__name__ for kind in UserError.__subclasses__())}
 
 

@@ -274,6 +274,19 @@ def test_one_compilation_for_a_whole_training(compiled_sources: list[str]) -> No
     assert len(set(compiled_sources)) == 1
 
 
+def assert_same_after(change: Callable[[Chain, list[Any]], None], rule: Callable[..., Chain]) -> None:
+    """Three steps, the change, three steps: eager and compiled come to the same."""
+    ends = []
+    for fused in (False, True):
+        params = parameters()
+        optimizer = rule(params, 0.1, fused=fused)
+        run(optimizer, 3)
+        change(optimizer, params)
+        ends.append(run(optimizer, 3))
+    for eager, compiled in zip(*ends, strict=True):
+        assert (eager - compiled).abs().max() <= 1e-6
+
+
 def test_replaced_tensors_are_noticed() -> None:
     """What torch users do between steps: move a parameter, edit, reset or delete state, swap a parameter."""
 
@@ -286,21 +299,13 @@ def test_replaced_tensors_are_noticed() -> None:
         replaced.grad = params[4].grad
         optimizer.param_groups[0]["params"][4] = replaced
 
-    ends = []
-    for fused in (False, True):
-        params = parameters()
-        optimizer = Adam(params, 0.1, fused=fused)
-        run(optimizer, 3)
-        meddle(optimizer, params)
-        ends.append(run(optimizer, 3))
-    for eager, compiled in zip(*ends, strict=True):
-        assert (eager - compiled).abs().max() <= 1e-6
+    assert_same_after(meddle, Adam)
 
 
 def test_memory_of_another_form_is_noticed() -> None:
-    """`.data` of another order in memory, size, dtype or view, as `model.to` and surgery on models leave it."""
+    """`.data` of another order in memory, of another size, and with gaps, as `model.to` and surgery leave it."""
 
-    def other_forms(params: list[Any], optimizer: Chain) -> None:
+    def other_forms(optimizer: Chain, params: list[Any]) -> None:
         params[3].data = params[3].data.contiguous()
         params[1].data = torch.ones(60, 70)
         params[0].data = params[0].data[:5]  # at the same place
@@ -309,18 +314,10 @@ def test_memory_of_another_form_is_noticed() -> None:
         params[4].data = torch.ones(3, 4)[:, :2]
         del optimizer.state[params[4]]
 
-    for rule in (SGD, Adam):
-        ends = []
-        for fused in (False, True):
-            params = parameters()
-            optimizer = rule(params, 0.1, fused=fused)
-            run(optimizer, 3)
-            other_forms(params, optimizer)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the one with gaps is stepped eagerly
-                ends.append(run(optimizer, 3))
-        for eager, compiled in zip(*ends, strict=True):
-            assert (eager - compiled).abs().max() <= 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the one with gaps is stepped eagerly
+        for rule in (SGD, Adam):
+            assert_same_after(other_forms, rule)
 
 
 def test_state_of_another_dtype_is_stepped_as_it_is() -> None:
@@ -525,7 +522,7 @@ def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path / "file" / "cache")).startswith("0 True")
 
 
-def test_without_any_folder_it_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_folder_it_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     """No home, and no temporary folder: a container with a read-only disk."""
 
     def nowhere(*args: Any, **options: Any) -> Any:

@@ -25,7 +25,7 @@ from .fused.compiler import find
 from .fused.table import Indexed
 from .hogwild import step_lock_free
 from .stage import Stage
-from .state import adopt, apart, begin, home, number, schedule
+from .state import adopt, apart, begin, check_dense, home, number, schedule, with_gradients
 from .validation import check
 
 
@@ -118,43 +118,35 @@ class Chain(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        members = self._with_gradients()
         actives = [self._active(group) for group in self.param_groups]
-        shared = self._shared(actives, members)
-        for i, (group, active, params) in enumerate(zip(self.param_groups, actives, members, strict=True)):
-            if params and self._compiles(group):
-                params = self._fused.setdefault(i, FusedStep())(params, active, group, shared, self.state)
+        shared = self._shared(actives)
+        # All that can be refused is refused before the first parameter moves.
+        compiled: list[FusedStep] = []
+        eager: list[Indexed] = []
+        first = 0
+        for i, (group, active) in enumerate(zip(self.param_groups, actives, strict=True)):
+            if self._compiles(group):
+                compiled.append(self._fused.setdefault(i, FusedStep()))
+                eager.append(compiled[-1].prepare(first, active, group, shared, self.state))
+            else:
+                eager.append(with_gradients(group["params"], first))
+            check_dense(eager[-1].values(), rows=self._lock_free)
+            first += len(group["params"])
+        for step in compiled:
+            step.run()
+        for group, active, params in zip(self.param_groups, actives, eager, strict=True):
             for index, param in params.items():
                 self._step_parameter(param, index, group, active, shared)
         return loss
 
-    def _with_gradients(self) -> list[Indexed]:
-        """Of every group, the parameters with a gradient, by their indices among all parameters."""
-        members: list[Indexed] = []
-        first = 0
-        for group in self.param_groups:
-            params = {}
-            for index, param in enumerate(group["params"], first):
-                grad = param.grad
-                if grad is not None:
-                    params[index] = param
-                    if grad.is_sparse and not (self._lock_free and grad.sparse_dim() == 1):
-                        raise RuntimeError(
-                            f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of "
-                            f"shape {tuple(param.shape)}: build the embedding with sparse=False"
-                            " (after share_memory(), sparse rows are fine)"
-                        )
-            first += len(group["params"])
-            members.append(params)
-        return members
-
-    def _shared(self, actives: Sequence[Active], members: Sequence[Indexed]) -> Hyper:
+    def _shared(self, actives: Sequence[Active]) -> Hyper:
         """What stages compute from all gradients together, before the first parameter moves."""
         # Where groups differ, the first one decides.
         stages = {part.stage: part.hyper for active in reversed(actives) for part in active}
         shared: Hyper = {}
         if any(type(stage).before is not Stage.before for stage in stages):
-            grads = [cast(Tensor, param.grad) for params in members for param in params.values()]
+            params = [param for group in self.param_groups for param in group["params"]]
+            grads = [cast(Tensor, param.grad) for param in params if param.grad is not None]
             grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
             for stage, hyper in stages.items():
                 shared |= stage.before(grads, hyper)
@@ -291,7 +283,7 @@ class Chain(Optimizer):
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
         compiled = {
-            self._compiles(group) and (self._fused[i].tables != [] if i in self._fused else find() is not None)
+            self._compiles(group) and (self._fused[i].compiles if i in self._fused else find() is not None)
             for i, group in enumerate(self.param_groups)
         }
         execution = " and ".join("compiled" if each else "eager" for each in sorted(compiled, reverse=True))

@@ -1,5 +1,6 @@
 """What an optimizer remembers per parameter: how it begins, where it lives, what a checkpoint makes of it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,6 +24,22 @@ def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
                 # A differentiable step follows the parameter into what is remembered of it.
                 origin = param.clone() if group["differentiable"] else param.detach()
                 state[name] = part.stage.initial(name, origin)
+
+
+def with_gradients(params: Iterable[Tensor], first: int) -> dict[int, Tensor]:
+    """Those of a group's parameters that have a gradient, by their indices, of which the group's first is `first`."""
+    return {index: param for index, param in enumerate(params, first) if param.grad is not None}
+
+
+def check_dense(params: Iterable[Tensor], rows: bool = False) -> None:
+    """RuntimeError for a sparse gradient; with `rows`, of rows are fine."""
+    for param in params:
+        grad = param.grad
+        if grad is not None and grad.is_sparse and not (rows and grad.sparse_dim() == 1):
+            raise RuntimeError(
+                f"a step needs dense gradients, got a sparse one for a parameter of shape {tuple(param.shape)}: "
+                "build the embedding with sparse=False (after share_memory(), sparse rows are fine)"
+            )
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:

@@ -7,7 +7,7 @@ gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel trainin
 
 import warnings
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ..execution import Active, Hyper, Part, local, real
 from ..stage import Stage
-from ..state import begin, schedule
+from ..state import begin, check_dense, schedule, with_gradients
 from .c_source import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
@@ -54,18 +54,23 @@ class FusedStep:
     def __init__(self) -> None:
         self.tables: list[Table] = []
         self._key: Any = None
-        self._params: Indexed = {}
+        self._params: Sequence[Tensor] = ()
+        self._without: Sequence[Tensor] = ()  # those of them without a gradient
         self._eager: Indexed = {}
+        self._reals, self._wholes = array("d"), array("q")
 
-    def __call__(
-        self, params: Indexed, active: Active, group: Hyper, shared: Hyper, states: Mapping[Tensor, Hyper]
+    def prepare(
+        self, first: int, active: Active, group: Hyper, shared: Hyper, states: Mapping[Tensor, Hyper]
     ) -> Indexed:
-        """Advance these parameters, and return those that no kernel can.
+        """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
-            params: those of the group's that have a gradient, by their indices.
+            first: the index of the group's first parameter among all of the optimizer's.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or it or a state tensor is not of its parameter's shape.
         """
         active = [
             Part(stage, {name: plain(stage, name, value) for name, value in hyper.items()}, names)
@@ -74,28 +79,40 @@ class FusedStep:
         known = {"lr": float(group["lr"]), "schedule": float(schedule(group)), "maximize": group["maximize"]}
         known |= {name: float(value) for name, value in shared.items()}
         key = form(active, known)
-        grads = [table.grads() for table in self.tables]
-        if key != self._key or not self._holds(params, grads, states):
-            self._key, self._params, self.tables, self._eager = None, params, [], {}
-            self._lay_out(params, active, known, group, states)
+        if key != self._key or not self._holds(group["params"], states):
+            self._key, self._params, self.tables, self._eager = None, list(group["params"]), [], {}
+            self._without = [param for param in self._params if param.grad is None]
+            self._lay_out(with_gradients(self._params, first), active, known, group, states)
             self._key = key
-            grads = [table.grads() for table in self.tables]
+            for table in self.tables:
+                table.look()
         given = [value for _, value in numbers(active, known)]
-        reals = array("d", [value for value in given if isinstance(value, float)])
-        wholes = array("q", [value for value in given if isinstance(value, int)])
-        for table, its in zip(self.tables, grads, strict=True):
-            table.step(its, reals, wholes)
+        self._reals = array("d", [value for value in given if isinstance(value, float)])
+        self._wholes = array("q", [value for value in given if isinstance(value, int)])
         return self._eager
 
-    def _holds(self, params: Indexed, grads: list[list[Tensor]], states: Mapping[Tensor, Hyper]) -> bool:
+    def run(self) -> None:
+        """Advance the parameters by one step."""
+        for table in self.tables:
+            table.step(self._reals, self._wholes)
+
+    @property
+    def compiles(self) -> bool:
+        """False once it was found that no kernel can advance these parameters."""
+        return bool(self.tables) or not self._eager
+
+    def _holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper]) -> bool:
         return (
-            params.keys() == self._params.keys()
-            and all(map(is_, params.values(), self._params.values()))
-            and all(table.holds(its, states) for table, its in zip(self.tables, grads, strict=True))
+            len(params) == len(self._params)
+            and all(map(is_, params, self._params))
+            and all([table.holds(states) for table in self.tables])
+            and all(param.grad is None for param in self._without)
+            and all(param.grad is not None for param in self._eager.values())
         )
 
     def _lay_out(self, params: Indexed, active: Active, known: Hyper, group: Hyper, states: Any) -> None:
         """Sort the parameters into tables, one per combination of dtypes, and complex ones by themselves."""
+        check_dense(params.values())
         by_kind: dict[tuple[bool, tuple[torch.dtype, ...]], Indexed] = {}
         names = [name for part in active for name in part.names]
         for index, param in params.items():
@@ -128,7 +145,7 @@ class FusedStep:
 
 def plain(stage: Stage, name: str, value: Any) -> Any:
     """A hyper-parameter in Python's own types: an int for counts and seeds only, a float for any other number."""
-    if isinstance(value, Tensor) or (hasattr(value, "item") and not isinstance(value, (tuple, list))):
+    if hasattr(value, "item"):
         value = value.item()  # of torch's or of NumPy's
     if isinstance(value, (tuple, list)):
         return tuple(plain(stage, name, part) for part in value)

@@ -90,15 +90,16 @@ static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, i
 """
 
 _FRAME = """
-int step(int64_t rows, int threads, const row *table, const {grad} *const *grads, const int64_t *sizes,
-         const int64_t *indices, const int64_t *const *layouts, const double *real, const int64_t *whole) {{
+int step(int64_t rows, int threads, const row *table, float *counts, const {grad} *const *grads,
+         const int64_t *sizes, const int64_t *indices, const int64_t *const *layouts, const double *real,
+         const int64_t *whole) {{
     enum {{ CHUNK = {chunk} }};
     numbers *prepared = malloc(rows * sizeof *prepared);
     int64_t *first = malloc((rows + 1) * sizeof *first); // the number of a tensor's first chunk
     if (!prepared || !first) {{ free(prepared); free(first); return 1; }}
     first[0] = 0;
     for (int64_t i = 0; i < rows; ++i) {{
-        prepared[i] = prepare(table + i, indices[i], real, whole);
+        {prepare}
         first[i + 1] = first[i] + (sizes[i] + CHUNK - 1) / CHUNK;
     }}
     #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -116,6 +117,15 @@ int step(int64_t rows, int threads, const row *table, const {grad} *const *grads
     return 0;
 }}
 """
+
+_PREPARE = "prepared[i] = prepare(table + i, counts + i, indices[i], real, whole);"
+# Where they depend on nothing but the count, which most parameters have in common.
+_PREPARE_ONCE = """
+        if (i && counts[i] + 1 == counts[i - 1]) {{
+            prepared[i] = prepared[i - 1];
+            counts[i] += 1;
+        }} else
+            {}""".strip().format(_PREPARE)
 
 _UPDATE = "        update(table + low, grads[low], prepared + low, begin, end, 0, 0);"
 _UPDATE_RUNS = """
@@ -149,15 +159,16 @@ class _Writer:
         param, grad, *state = (STORED[dtype] for dtype in stored)
         self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
         self.gates = self._gates()
-        self.handed_over: dict[str, tuple[str, Value]] = {}  # numbers that `advance` is given: their types there
-        self.counts = any(
-            isinstance(a, Value) and a.name == "coordinate" for op in program.operations for a in op.args
-        )
+        # The numbers that `advance` is given: their types there, and how `prepare` writes them.
+        self.handed_over: dict[str, tuple[str, str]] = {}
+        used = {a.name for op in program.operations for a in op.args if isinstance(a, Value)}
+        self.counts = "coordinate" in used
+        self.prepares_once = "index" not in used and not program.scalars
 
     def text(self) -> str:
         advance = self._advance()  # says which numbers it needs from `prepare`
         fields = [f"{kind} *{name};" for name, kind in self.stored.items() if name != "grad"]
-        fields += [f"float *{name};" for name in ("step", *self.program.scalars)]
+        fields += [f"float *{name};" for name in self.program.scalars]
         numbers = [f"{kind} {name};" for name, (kind, _) in self.handed_over.items()]
         parts = [
             _INCLUDES,
@@ -168,12 +179,17 @@ class _Writer:
             advance,
             self._update(),
             _LOCATE if self.counts else "",
-            _FRAME.format(grad=self.stored["grad"], chunk=CHUNK, call=_UPDATE_RUNS if self.counts else _UPDATE),
+            _FRAME.format(
+                grad=self.stored["grad"],
+                chunk=CHUNK,
+                prepare=_PREPARE_ONCE if self.prepares_once else _PREPARE,
+                call=_UPDATE_RUNS if self.counts else _UPDATE,
+            ),
         ]
         return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
     def _prepare(self) -> str:
-        lines = ["const double step = *at->step += 1;"]
+        lines = ["const double step = *count += 1;"]
         lines += [f"const double {name} = *at->{name};" for name in self.program.scalars]
         lines += [f"const double {name} = real[{i}];" for i, name in enumerate(self.program.reals)]
         lines += [f"const int64_t {name} = whole[{i}];" for i, name in enumerate(self.program.wholes)]
@@ -181,9 +197,12 @@ class _Writer:
         for name, value in self.program.stores:
             if name in self.program.scalars:
                 lines.append(f"*at->{name} = {self._operand(value, torch.float32)};")
-        given = [f".{name} = ({kind}){value.name}" for name, (kind, value) in self.handed_over.items()]
+        given = [f".{name} = ({kind}){text}" for name, (kind, text) in self.handed_over.items()]
         lines.append(f"return (numbers){{{', '.join(given) or '0'}}};")
-        head = "static numbers prepare(const row *at, int64_t index, const double *real, const int64_t *whole) {"
+        head = (
+            "static numbers prepare(const row *at, float *count, int64_t index, const double *real,\n"
+            "        const int64_t *whole) {"
+        )
         return _block(head, lines, "}")
 
     def _advance(self) -> str:
@@ -280,6 +299,11 @@ class _Writer:
             return [f"const {kind} {result.name} = {written('~{0}', args[0])};"]
         if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:
             return [f"const {kind} {result.name} = {written(_POWERS[args[1]], args[0])};"]
+        if name == "div" and in_loop and isinstance(args[1], Value) and not args[1].elementwise:
+            # A division takes several times as long as a product with the reciprocal, taken once.
+            per = f"per_{args[1].name}_{kind}"
+            self.handed_over[per] = kind, f"(1.0 / {args[1].name})"
+            return [f"const {kind} {result.name} = {self._operand(args[0], dtype, in_loop)} * {per};"]
         if name in ("add", "sub") and len(args) == 3:  # with torch's factor alpha
             return [f"const {kind} {result.name} = {written(f'{{0}} {_INFIX[name]} {{2}} * {{1}}', *args)};"]
         if name not in _WRITTEN:
@@ -295,7 +319,7 @@ class _Writer:
             return value.name if _TYPES[value.dtype] == kind else f"({kind}){value.name}"
         # A number, cast once and not at every coordinate; under its own name unless it is needed in two types.
         name = value.name if self.handed_over.get(value.name, (kind,))[0] == kind else f"{value.name}_{kind}"
-        self.handed_over[name] = kind, value
+        self.handed_over[name] = kind, value.name
         return name
 
 

@@ -82,7 +82,7 @@ def _load(source: str) -> Callable[..., int]:
             library.unlink(missing_ok=True)
             if attempt == 2:
                 raise NoCompiler(f"what {command[0]} made cannot be loaded: {error}") from None
-    step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 7
+    step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 8
     step.restype = ctypes.c_int
     function: Callable[..., int] = step
     return function

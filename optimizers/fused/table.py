@@ -16,6 +16,11 @@ from .compiler import load
 from .layout import alike, layout
 from .tracing import Program
 
+try:  # All tensors' sizes, strides, dtypes and the like against known ones, in one call.
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # It is private to torch; without it a step of many small tensors takes a little longer.
+    TensorGuards = None
+
 Indexed = dict[int, Tensor]  # parameters by their indices among all of the optimizer's
 
 # With fewer elements in all, a second thread is not worth waking up.
@@ -45,11 +50,15 @@ class Table:
             for name in program.names[1:]:
                 if not hasattr(state[name], "to_local") and not alike(state[name], param):
                     state[name] = torch.empty_like(param).copy_(state[name])
-            for name in ("step", *program.scalars):
+            for name in program.scalars:
                 state[name] = state[name].to("cpu", torch.float32)
+        # All counts are in one piece of memory, so that a step need not ask for the place of each.
+        self._counts = array("f", [state["step"].item() for state in self._states])
+        for state, count in zip(self._states, torch.frombuffer(self._counts, dtype=torch.float32), strict=True):
+            state["step"] = count.detach()
         self._all_states = list(states.values())
         self._values = list(chain.from_iterable(map(dict.values, self._states)))
-        names = (*program.names[1:], "step", *program.scalars)
+        names = (*program.names[1:], *program.scalars)
         self._tensors = [
             tensor
             for param, state in zip(self._locals, self._states, strict=True)
@@ -60,22 +69,30 @@ class Table:
         self._grad_dtype = self._params[0].grad.dtype  # type: ignore[union-attr]
         # What the kernel takes for granted of the tensors, and the signs by which a step sees that it may not.
         self._forms = list(map(_form, self._tensors))
-        self._pointers = _pointers(self._tensors)
+        self._pointers = list(map(Tensor.data_ptr, self._tensors))
+        self._places = array("q", self._pointers)
         self._strides = [param.stride() for param in self._locals]
-        self._numels = [param.numel() for param in self._locals]
+        self._grads: list[Tensor] = []  # from `look` to `step`
+        self._usual = False  # whether they can be stepped as they are
+        self._guard = self._guard_grads()
         views = [real(param) for param in self._locals]
         self._sizes = array("q", [view.numel() for view in views])
         self._indices = array("q", members)
         self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
-        self._layout_pointers = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
+        self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE
 
-    def grads(self) -> list[Tensor]:
-        """The parameters' gradients of now."""
-        return [param.grad for param in self._params]  # type: ignore[misc]
+    def look(self) -> None:
+        """Take the gradients of now for the next step."""
+        self._grads = list(map(attrgetter("grad"), self._params))
+        self._usual = self._guard is not None and self._guard.check(*self._grads)
 
-    def holds(self, grads: Sequence[Tensor], states: Mapping[Tensor, Hyper]) -> bool:
-        """Whether the table's tensors still are the parameters' state, in the form they had; the gradients too."""
+    def holds(self, states: Mapping[Tensor, Hyper]) -> bool:
+        """Whether the table's tensors still are the parameters' state, in the form they had; the gradients too.
+
+        It looks, too.
+        """
+        self.look()
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
         values = list(chain.from_iterable(map(dict.values, self._states)))
         return (
@@ -84,42 +101,58 @@ class Table:
             and all(map(is_, states.values(), self._all_states))
             and len(values) == len(self._values)
             and all(map(is_, values, self._values))
-            and set(map(attrgetter("dtype"), grads)) == {self._grad_dtype}
-            and self._forms_hold(grads)
+            and (self._usual or self._grads_hold())
+            and self._forms_hold()
         )
 
-    def _forms_hold(self, grads: Sequence[Tensor]) -> bool:
+    def _guard_grads(self) -> Any:
+        """What tells gradients like those of now, if these can be stepped as they are."""
+        grads = [param.grad for param in self._params]
+        usual = TensorGuards is not None and not self._sharded and not self._complex
+        if usual and not any(map(Tensor.is_neg, grads)) and list(map(Tensor.stride, grads)) == self._strides:
+            return TensorGuards(*grads, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        return None
+
+    def _grads_hold(self) -> bool:
+        grads = self._grads
+        return (
+            not any(grad is None or grad.is_sparse for grad in grads)
+            and {grad.dtype for grad in grads} == {self._grad_dtype}
+            and all(grad.shape == param.shape for grad, param in zip(grads, self._locals, strict=True))
+        )
+
+    def _forms_hold(self) -> bool:
         """Whether each tensor still has its shape, order in memory, dtype and device: `.data` may be replaced.
 
         To ask all of them takes longer than a step of small ones. Whoever replaces a tensor's memory moves it, or
-        changes its gradient's strides or size.
+        changes its gradient's strides or size; and whoever replaces a count's also replaces others'.
         """
-        pointers = _pointers(self._tensors)
-        same = pointers == self._pointers and list(map(Tensor.numel, grads)) == self._numels
-        if same and list(map(Tensor.stride, grads)) == self._strides:
+        if self._states[0]["step"].data_ptr() != self._counts.buffer_info()[0]:
+            return False
+        pointers = list(map(Tensor.data_ptr, self._tensors))
+        if self._usual and pointers == self._pointers:
             return True
-        self._pointers = pointers
-        shapes = all(grad.shape == param.shape for grad, param in zip(grads, self._locals, strict=True))
-        return shapes and list(map(_form, self._tensors)) == self._forms
+        self._pointers, self._places = pointers, array("q", pointers)
+        return list(map(_form, self._tensors)) == self._forms
 
-    def arguments(self, grads: Sequence[Tensor], reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
-        """What `kernel` is called with for one step; to be kept while it runs.
+    def arguments(self, reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
+        """What `kernel` is called with for one step with the gradients that were looked at; to be kept while it runs.
 
         Args:
-            grads: the parameters' gradients.
             reals, wholes: the numbers of the program's `reals` and `wholes`.
         """
-        if self._sharded:
-            grads = list(map(local, grads))
-        if self._complex or any(map(Tensor.is_neg, grads)):
+        grads, self._grads = self._grads, []
+        if not self._usual:
+            if self._sharded:
+                grads = list(map(local, grads))
             grads = [grad.resolve_conj().resolve_neg() for grad in grads]
-        if list(map(Tensor.stride, grads)) != self._strides:
             grads = [
                 grad if alike(grad, param) else torch.empty_like(param).copy_(grad)
                 for grad, param in zip(grads, self._locals, strict=True)
             ]
         threads = torch.get_num_threads() if self._large else 1
-        places = self._pointers, _pointers(grads), self._sizes, self._indices, self._layout_pointers
+        pointers = array("q", list(map(Tensor.data_ptr, grads)))  # from a list it is three times as fast
+        places = self._places, self._counts, pointers, self._sizes, self._indices, self._layout_places
         return grads, threads, *places, reals, wholes
 
     def kernel(self, grads: Sequence[Tensor], threads: int, *arrays: "array[Any]") -> None:
@@ -127,9 +160,9 @@ class Table:
         if self._function(len(grads), threads, *(array.buffer_info()[0] for array in arrays)):
             raise MemoryError(f"there is no memory for a step of {len(grads)} parameters")
 
-    def step(self, grads: Sequence[Tensor], reals: "array[float]", wholes: "array[int]") -> None:
+    def step(self, reals: "array[float]", wholes: "array[int]") -> None:
         """Advance all parameters by one step; arguments as above."""
-        self.kernel(*self.arguments(grads, reals, wholes))
+        self.kernel(*self.arguments(reals, wholes))
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
 
@@ -145,10 +178,6 @@ def check_alike(param: Tensor, others: Mapping[str, Tensor]) -> None:
                 raise RuntimeError(
                     f"{name} has the {word} {a}, its parameter {b}: was a checkpoint of another model loaded?"
                 )
-
-
-def _pointers(tensors: Sequence[Tensor]) -> "array[int]":
-    return array("q", list(map(Tensor.data_ptr, tensors)))  # from a list it is three times as fast
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

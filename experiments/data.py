@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -188,7 +189,7 @@ def _download(name: str, path: Path) -> Arrays:
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror that it tries
             return _fetch(name, scratch)
     except Exception as error:  # torchvision raises RuntimeError, URLError, OSError, …
-        reason = " ".join(str(error).split())[:120]
+        reason = textwrap.shorten(str(error), 120, placeholder=" …")
         raise DataError(
             f"{name} is not at {path} and could not be downloaded ({reason}): go online, "
             f"set DATA_DIR to the folder that holds {name}.npz, or run SCALE=quick, which needs no data"

@@ -25,7 +25,7 @@ from .fused.compiler import find
 from .fused.table import Indexed
 from .hogwild import step_lock_free
 from .stage import Stage
-from .state import adopt, apart, begin, check_dense, home, number, schedule, with_gradients
+from .state import adopt, apart, begin, check_dense, home, number, rate, schedule, with_gradients
 from .validation import check
 
 
@@ -181,7 +181,7 @@ class Chain(Optimizer):
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},
             "step": step,
-            "lr": group["lr"],
+            "lr": rate(group),
             "schedule": schedule(group),
             "index": index,
             "maximize": group["maximize"],

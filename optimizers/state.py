@@ -27,7 +27,7 @@ def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
 
 
 def with_gradients(params: Iterable[Tensor], first: int) -> dict[int, Tensor]:
-    """Those of a group's parameters that have a gradient, by their indices, of which the group's first is `first`."""
+    """Those of a group's parameters that have a gradient, by their indices, the first of which is `first`."""
     return {index: param for index, param in enumerate(params, first) if param.grad is not None}
 
 
@@ -60,13 +60,22 @@ def apart(lr: Any) -> Any:
     return lr.clone() if isinstance(lr, Tensor) else lr
 
 
+def rate(group: Hyper) -> Any:
+    """The learning rate: a number, or a 0-d tensor also where the group has one of shape (1,)."""
+    return _scalar(group["lr"])
+
+
 def schedule(group: Hyper) -> Any:
     """The schedule's multiplier η_t: lr over `initial_lr`, which schedulers keep, or else over the first lr.
 
     A base of 0 counts as 1: from 0 there is no multiple.
     """
-    base: Any = group.get("initial_lr", group.get("base_lr", 0.0))
-    return group["lr"] / select(base > 0, base, 1)
+    base = _scalar(group.get("initial_lr", group.get("base_lr", 0.0)))
+    return rate(group) / select(base > 0, base, 1)
+
+
+def _scalar(value: Any) -> Any:
+    return value.reshape(()) if isinstance(value, Tensor) else value
 
 
 def adopt(state: Hyper, device: torch.device) -> Hyper:

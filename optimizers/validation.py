@@ -60,7 +60,10 @@ def check(name: str, value: Any, interval: str) -> None:
     if isinstance(number, bool) or not isinstance(number, int if whole else Real):
         raise TypeError(f"{name} must be {'a whole' if whole else 'a'} number in {bounds}, got {value!r}")
     low, low_in, high, high_in = _parse(bounds)
-    # Whole numbers are compared as they are: as a float, 2**63 - 1 is 2**63.
-    x = number if isinstance(number, int) else float(number)
+    try:
+        # Whole numbers are compared as they are: as a float, 2**63 - 1 is 2**63.
+        x = number if whole else float(number)
+    except OverflowError:
+        raise ValueError(f"{name} must lie in {bounds}, got a number too large for a float") from None
     if not ((low < x or (low_in and x == low)) and (x < high or (high_in and x == high))):
         raise ValueError(f"{name} must lie in {bounds}, got {value!r}")

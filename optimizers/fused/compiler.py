@@ -4,6 +4,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -33,10 +34,16 @@ class NoCompiler(Exception):
     """There is no C compiler, or it cannot compile; the message says what to do."""
 
 
-def find() -> str | None:
-    """The C compiler: the one that CC names, or else the first on the path."""
-    named = os.environ.get("CC")
-    return next(filter(None, map(shutil.which, [named] if named else ["cc", "gcc", "clang"])), None)
+def find() -> tuple[str, ...] | None:
+    """The C compiler and its options: what CC says, or else the first on the path."""
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation without its end
+        return None
+    for program, *options in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        if path := shutil.which(program):
+            return path, *options
+    return None
 
 
 def folder() -> Path:
@@ -98,14 +105,14 @@ def _toolchain() -> tuple[tuple[str, ...], str]:
     failure = ""
     with tempfile.TemporaryDirectory() as temporary:
         for options in _OPTIONS:
-            command = (compiler, *_FLAGS, *options)
+            command = (*compiler, *_FLAGS, *options)
             failed = _build(command, "int probe;", Path(temporary) / "probe.so")
             if not failed:
                 # The compiler's version and the machine's instructions, as it names them itself.
                 macros = _run([*command, "-x", "c", "-dM", "-E", "-"], "").stdout
                 return command, hashlib.sha256(macros.encode()).hexdigest()
             failure = failure or failed
-    raise NoCompiler(f"{compiler} does not compile ({failure.splitlines()[0]}): {INSTALL}")
+    raise NoCompiler(f"{compiler[0]} does not compile ({failure.splitlines()[0]}): {INSTALL}")
 
 
 def _links(command: tuple[str, ...]) -> list[str]:
@@ -120,6 +127,8 @@ def _compile(command: tuple[str, ...], source: str, library: Path) -> None:
         failure = _build(command, source, made)
         if failure:
             raise NoCompiler(f"{command[0]} does not compile a step: {failure}")
+        with made.open("rb") as file:
+            os.fsync(file.fileno())  # or after a power cut it may stand there cut off, which kills whoever runs it
         os.replace(made, library)
 
 

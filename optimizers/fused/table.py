@@ -16,11 +16,6 @@ from .compiler import load
 from .layout import alike, layout
 from .tracing import Program
 
-try:  # All tensors' sizes, strides, dtypes and the like against known ones, in one call.
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:  # It is private to torch; without it a step of many small tensors takes a little longer.
-    TensorGuards = None
-
 Indexed = dict[int, Tensor]  # parameters by their indices among all of the optimizer's
 
 # With fewer elements in all, a second thread is not worth waking up.
@@ -106,10 +101,18 @@ class Table:
         )
 
     def _guard_grads(self) -> Any:
-        """What tells gradients like those of now, if these can be stepped as they are."""
-        grads = [param.grad for param in self._params]
-        usual = TensorGuards is not None and not self._sharded and not self._complex
-        if usual and not any(map(Tensor.is_neg, grads)) and list(map(Tensor.stride, grads)) == self._strides:
+        """What tells gradients like those of now, if these can be stepped as they are.
+
+        It compares all tensors' sizes, strides, dtypes and the like with known ones in one call, and is private to
+        torch: without it a step of many small tensors takes a little longer.
+        """
+        try:
+            from torch._C._dynamo.guards import TensorGuards
+        except ImportError:
+            return None
+        grads: list[Any] = [param.grad for param in self._params]
+        usual = not self._sharded and not self._complex and not any(grad.is_neg() for grad in grads)
+        if usual and [grad.stride() for grad in grads] == self._strides:
             return TensorGuards(*grads, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         return None
 
@@ -136,7 +139,7 @@ class Table:
         return list(map(_form, self._tensors)) == self._forms
 
     def arguments(self, reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
-        """What `kernel` is called with for one step with the gradients that were looked at; to be kept while it runs.
+        """What `kernel` is called with for one step, with the gradients that were looked at; to be kept meanwhile.
 
         Args:
             reals, wholes: the numbers of the program's `reals` and `wholes`.

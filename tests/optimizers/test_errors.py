@@ -200,6 +200,28 @@ def test_a_seed_reaches_to_2_63() -> None:
                 stage(seed=seed)
 
 
+def test_a_number_beyond_all_floats_is_out_of_range() -> None:
+    with pytest.raises(ValueError, match=re.escape("lr must lie in [0, inf), got a number too large for a float")):
+        Adam(parameters(), lr=10**400)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_learning_rate_in_a_tensor_of_one_element(fused: bool) -> None:
+    """Of shape (1,) it would make a matrix of a number; a scheduler keeps it, and its first value, as it is."""
+    ends = []
+    for lr in (0.1, torch.tensor([0.1])):
+        param = torch.nn.Parameter(torch.ones(()))
+        optimizer = optimizers.AdamW([param], lr, fused=fused)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        for _ in range(3):
+            param.grad = torch.ones(())
+            optimizer.step()
+            scheduler.step()
+        ends.append(param.detach())
+    assert ends[0].shape == ends[1].shape == ()
+    torch.testing.assert_close(*ends)
+
+
 def test_an_inner_state_of_a_group_needs_a_velocity() -> None:
     params = parameters()
     optimizer = optimizers.Adagrad(params[:1], extensions=[Lookahead()])

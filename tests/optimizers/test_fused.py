@@ -320,6 +320,60 @@ def test_memory_of_another_form_is_noticed() -> None:
             assert_same_after(other_forms, rule)
 
 
+def test_moved_state_is_noticed() -> None:
+    """The loop that carries an optimizer to another device: each tensor's memory is replaced, the counts' too."""
+
+    def move(optimizer: Chain, params: list[Any]) -> None:
+        for state in optimizer.state.values():
+            for tensor in state.values():
+                tensor.data = tensor.data.clone()
+                tensor.data.mul_(2)
+
+    for rule in (SGD, Adam, optimizers.NAdam):
+        assert_same_after(move, rule)
+
+
+def test_parameters_of_different_ages() -> None:
+    """Gradients that come and go: counts differ, and what depends on them, within one table."""
+    ends = []
+    for fused in (False, True):
+        params = [nn.Parameter(torch.ones(50)) for _ in range(5)]
+        optimizer = Adam(params, 0.1, fused=fused)
+        for step in range(12):
+            for i, param in enumerate(params):
+                param.grad = torch.full((50,), 1.0 + step) if step % (i + 1) == 0 else None
+            optimizer.step()
+        assert [int(optimizer.state[param]["step"]) for param in params] == [12, 6, 4, 3, 3]
+        ends.append([param.detach() for param in params])
+    for eager, compiled in zip(*ends, strict=True):
+        assert (eager - compiled).abs().max() <= 1e-6
+
+
+def test_a_refusal_moves_no_group() -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = Adam([{"params": params[:1]}, {"params": params[1:2]}, {"params": params[2:]}], 0.1, fused=True)
+    for bad in (lambda: torch.ones(3).to_sparse(), lambda: torch.ones(3)):
+        for param in params:
+            param.grad = torch.ones(3)
+        params[1].grad = bad()
+        if not params[1].grad.is_sparse:
+            optimizer.state[params[1]]["exp_avg"] = torch.ones(4)
+        with pytest.raises(RuntimeError, match="dense gradients|has the shape"):
+            optimizer.step()
+        assert all(torch.equal(param, torch.ones(3)) for param in params)
+        assert all(state.get("step", 0) == 0 for state in optimizer.state.values())
+
+
+def test_without_torchs_guards_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are private to torch, and may be gone one day."""
+    test_moved_state_is_noticed()
+    monkeypatch.setitem(sys.modules, "torch._C._dynamo.guards", None)
+    test_moved_state_is_noticed()
+    test_replaced_tensors_are_noticed()
+    test_memory_of_another_form_is_noticed()
+    test_gradients_of_any_layout()
+
+
 def test_state_of_another_dtype_is_stepped_as_it_is() -> None:
     param = nn.Parameter(torch.ones(100))
     optimizer = Adam([param], 0.1, fused=True)
@@ -499,7 +553,13 @@ def test_without_a_compiler_there_is_one_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("absent", "CC=.*absent is not a program"), ("false", "does not compile")]
+    ("name", "says"),
+    [
+        ("absent -m64", "CC=.*absent -m64 is not a program"),
+        ("cc '", "CC=cc ' is not a program"),
+        ("false", "does not compile"),
+        ("cc -no-such-option", "does not compile"),
+    ],
 )
 def test_a_wrong_compiler_is_named(name: str, says: str, tmp_path: Path) -> None:
     said = in_a_process(CC=name, OPTIMIZERS_CACHE=str(tmp_path))
@@ -515,6 +575,10 @@ def test_the_compiled_function_is_kept_and_a_damaged_one_made_anew(tmp_path: Pat
     library.write_bytes(b"half a libr")
     assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
     assert library.stat().st_size > 1000
+
+
+def test_a_compiler_may_be_named_with_options(tmp_path: Path) -> None:
+    assert in_a_process(CC="cc -g0", OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:

@@ -108,8 +108,11 @@ def _cell(record: Record, target: Target, setting: str) -> str:
     if ends[0] is not None and ends[1] is not None:
         low, high = (1 / ends[1], 1 / ends[0]) if key.endswith(".speedup") else (ends[0], ends[1])
         spread = f" ({low:.2f} to {high:.2f})"
-    word = "✓\u00a0met" if target.met(value) else "✗\u00a0missed"
-    return f"{value:.2f}{target.unit} {word}{spread}"
+    if target.met(value):
+        return f"{value:.2f}{target.unit} ✓\u00a0met{spread}"
+    fraction = _value(record, key.replace(".speedup", ".fraction")) if key.endswith(".speedup") else None
+    best = f"; {value / fraction:.2f} at the limit itself" if fraction else ""
+    return f"{value:.2f}{target.unit} ✗\u00a0missed{spread}{best}"
 
 
 def _first(record: Record) -> str:

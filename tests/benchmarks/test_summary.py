@@ -105,6 +105,13 @@ def test_the_table_says_met_and_missed() -> None:
     assert targets.count(record, {"t1": "", "t2": ""}) == (1, 2)
 
 
+def test_a_missed_speedup_says_what_the_limit_would_give() -> None:
+    """At 80 % of the limit and 2.4 times torch's best, no kernel can be more than 3 times as fast."""
+    for value, says in ((2.4, "2.40 ✗ missed; 3.00 at the limit itself"), (3.2, "3.20 ✓ met")):
+        record = measured(**{f"{RMSPROP}speedup": value, f"{RMSPROP}fraction": 0.8})
+        assert any(line.endswith(f"| ≥ 3 | {says} |") for line in lines_of(record, {"t1": "1"}))
+
+
 def test_what_a_process_measured_is_counted_once() -> None:
     record = measured(process__resnet50__adamw__ours_fused__cold=10.0)
     assert targets.count(record, {"t1": "", "t2": ""}) == (1, 1)

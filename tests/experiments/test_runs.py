@@ -40,6 +40,23 @@ def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None
         settings(**changes)
 
 
+@pytest.mark.parametrize(
+    ("device", "amx", "avx512", "expected"),
+    [
+        ("cuda", False, False, "bfloat16"),
+        ("cpu", True, False, "bfloat16"),
+        ("cpu", False, True, "bfloat16"),
+        ("cpu", False, False, "float32"),
+    ],
+)
+def test_bfloat16_where_the_machine_has_instructions_for_it(
+    device: str, amx: bool, avx512: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert runs.fastest_precision(device) == expected
+
+
 def test_the_model_follows_the_data_set() -> None:
     assert [Settings(dataset=name, num_train=1, num_val=1).model for name in data.SHAPES] == ["mlp", "mlp", "cnn"]
     assert settings(model="cnn").model == "cnn"

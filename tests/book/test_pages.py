@@ -113,6 +113,18 @@ def test_page(contexts: dict[tuple[str, int], Any], addresses: dict[str, str], w
         page.close()
 
 
+def test_search_quotes_the_article(contexts: dict[tuple[str, int], Any], addresses: dict[str, str]) -> None:
+    """Not the window around it ("Contents", the buttons), and no hidden code."""
+    page = contexts["light", 1280].new_page()
+    page.goto(f"{addresses['http']}/search.html?q=lookahead")
+    page.wait_for_selector("#search-results p.context")
+    page.wait_for_function("() => document.querySelector('#search-results')?.innerText.includes('Search finished')")
+    excerpts = page.locator("#search-results p.context").all_inner_texts()
+    assert any("slow weights" in excerpt for excerpt in excerpts)
+    assert not any(".pdf" in excerpt or "Contents" in excerpt or "Show code" in excerpt for excerpt in excerpts)
+    page.close()
+
+
 def test_there_are_formulas_and_figures(contexts: dict[tuple[str, int], Any], addresses: dict[str, str]) -> None:
     """The checks above could pass on an empty page."""
     page = contexts["light", 1280].new_page()

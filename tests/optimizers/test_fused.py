@@ -358,7 +358,7 @@ def test_a_refusal_moves_no_group() -> None:
         params[1].grad = bad()
         if not params[1].grad.is_sparse:
             optimizer.state[params[1]]["exp_avg"] = torch.ones(4)
-        with pytest.raises(RuntimeError, match="dense gradients|has the shape"):
+        with pytest.raises(RuntimeError, match=r"dense gradients|has the shape"):
             optimizer.step()
         assert all(torch.equal(param, torch.ones(3)) for param in params)
         assert all(state.get("step", 0) == 0 for state in optimizer.state.values())

@@ -50,7 +50,8 @@ def operations_of_the_compiled_loop() -> list[str]:
 def test_intensity() -> None:
     operations = operations_of_the_compiled_loop()
     assert len(operations) == 14
-    assert sum(" / " in line for line in operations) == 3
+    assert sum(" / " in line for line in operations) == 1
+    assert sum(" * per_" in line for line in operations) == 2, "two more, as products with a shared reciprocal"
     assert sum("sqrtf" in line for line in operations) == 1
     assert len(operations) / (4 * RULES["adam"].streams) == 0.5
 

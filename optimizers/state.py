@@ -32,7 +32,7 @@ def with_gradients(params: Iterable[Tensor], first: int) -> dict[int, Tensor]:
 
 
 def check_dense(params: Iterable[Tensor], rows: bool = False) -> None:
-    """RuntimeError for a sparse gradient; with `rows`, of rows are fine."""
+    """RuntimeError for a sparse gradient; with `rows`, only for one that is not made of whole rows."""
     for param in params:
         grad = param.grad
         if grad is not None and grad.is_sparse and not (rows and grad.sparse_dim() == 1):

@@ -29,8 +29,9 @@ class Table:
         program: what a step computes.
         dtypes: of the parameters, their gradients and their state tensors, complex ones as real.
         members: the parameters, by their indices.
-        states: the optimizer's state; in it is replaced what cannot be stepped as it is: tensors in another order
-            in memory than their parameter's, counts of another type.
+        states: the optimizer's state; in it are replaced the counts of steps, by views of one piece of memory, and
+            what cannot be stepped as it is: tensors in another order in memory than their parameter's, other
+            numbers of another type.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Table:
     def holds(self, states: Mapping[Tensor, Hyper]) -> bool:
         """Whether the table's tensors still are the parameters' state, in the form they had; the gradients too.
 
-        It looks, too.
+        It takes the gradients of now, as `look` does.
         """
         self.look()
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.

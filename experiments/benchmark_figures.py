@@ -1,4 +1,4 @@
-"""The benchmark's figures and table, drawn from its record."""
+"""The benchmark's figures and tables, drawn from its record."""
 
 import html
 import statistics
@@ -137,19 +137,47 @@ def table(record: Record, dataset: str) -> str:
             "never" if None in reached else f"{statistics.fmean(reached):.0f}",
             f"{time:.2f}",
         ]
-        rows.append(
-            "".join(
-                [
-                    f'<th scope="row">{html.escape(label)}</th>',
-                    *(f'<td style="white-space: nowrap">{cell}</td>' for cell in cells),
-                ]
-            )
-        )
+        rows.append((label, *cells))
+    return _html(head, rows)
+
+
+# What a control is compared with, in words: the method; the plain rule that it may amount to.
+CONTROLS = {
+    "momentum": ("momentum 0.99", "SGD, learning rate × 100"),
+    "radam": ("RAdam", "Adam, warm-up over 2,000 steps"),
+    "lr_dropout": ("Adam + LRD", "Adam, learning rate × ½"),
+    "radam_lr_dropout": ("RAdam + LRD", "RAdam, learning rate × ½"),
+    "lookahead_momentum": ("Lookahead(momentum)", "momentum, learning rate × ½"),
+    "lookahead_adam": ("Lookahead(Adam)", "Adam, learning rate × ½"),
+    "gradient_noise": ("Adam + noise", "the same, variance × 0.001"),
+    "gradient_dropout": ("Adam + gradient dropout", "Adam"),
+}
+
+
+def controls(record: Record) -> str:
+    """The controls as an HTML table: ln(method's final training loss ÷ control's), mean and 95 % interval."""
+    rows = []
+    for name, words in CONTROLS.items():
+        cells = []
+        for dataset in datasets(record):
+            mean, low, high = interval(record.get(f"controls.{dataset}.{name}.log_ratio"))
+            cells.append("diverged" if mean is None else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})")
+        rows.append((*words, *cells))
+    return _html(("method", "control", *(DATASETS[dataset] for dataset in datasets(record))), rows)
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls where a page is narrow; the first cell of a row is its header."""
+    lines = [
+        f'<th scope="row">{html.escape(first)}</th>'
+        + "".join(f'<td style="white-space: nowrap">{html.escape(cell)}</td>' for cell in cells)
+        for first, *cells in rows
+    ]
     return (
         '<div class="pst-scrollable-table-container"><table class="table"><thead><tr>'
-        + "".join(f'<th scope="col">{cell}</th>' for cell in head)
+        + "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
         + "</tr></thead><tbody>"
-        + "".join(f"<tr>{row}</tr>" for row in rows)
+        + "".join(f"<tr>{line}</tr>" for line in lines)
         + "</tbody></table></div>"
     )
 

@@ -1,5 +1,6 @@
 """The benchmark's figures and table hold all that the record holds, and say what diverged."""
 
+import html
 import re
 
 import pytest
@@ -25,6 +26,9 @@ def record() -> Record:
                 lines = [[], []] if lost else [[2.0, 1.0, 0.1 + i / 100], [2.0, 1.1, 0.2]]
                 made.curve(f"{dataset}/{name}/{key}", [1, 2, 3], lines, "epoch", key)
             made.metric(f"{dataset}.{name}.steps_to_target", [30.0, None] if i else [30.0, 50.0])
+        for name in benchmark_figures.CONTROLS:
+            ratios = [None, 0.5] if name == "radam" else [-0.25, 0.75]
+            made.metric(f"controls.{dataset}.{name}.log_ratio", ratios)
     for i, name in enumerate(LABELS):
         made.curve(f"lr/{name}", [0.1, 1.0], [[0.5, 0.4]], "learning rate", "validation loss")
         for key, value in (("rank", i + 1), ("rank_low", i + 1), ("rank_high", i + 2)):
@@ -67,12 +71,24 @@ def test_the_other_figures_name_all_runs(record: Record) -> None:
             assert f">{label}<" in markup
 
 
+def cells_of(table: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
 def test_the_table_has_a_row_for_every_run(record: Record) -> None:
-    rows = re.findall(r"<tr>(.*?)</tr>", benchmark_figures.table(record, "mnist"))[1:]
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    _, *cells = cells_of(benchmark_figures.table(record, "mnist"))
     assert [row[0] for row in cells] == list(LABELS.values())
     assert cells[0][1:] == ["diverged", "diverged", "40", "1.25"]
     assert cells[1][1:] == ["0.5 ± 3.2", "50.0 ± 3.2e+02", "never", "1.25"]
+
+
+def test_controls_are_shown_on_every_data_set(record: Record) -> None:
+    head, *rows = cells_of(benchmark_figures.controls(record))
+    assert head == ["method", "control", "digits", "MNIST"]
+    assert rows[0] == ["momentum 0.99", "SGD, learning rate × 100", *["+0.25 (-6.10 to +6.60)"] * 2]
+    assert rows[1] == ["RAdam", "Adam, warm-up over 2,000 steps", "diverged", "diverged"]
+    assert len(rows) == len(benchmark_figures.CONTROLS)
 
 
 def test_speeds_are_compared_within_a_round() -> None:

@@ -282,7 +282,7 @@ def bounded(star, gamma):
     return train(lambda p: AdaBound(p, adam_lr, final_lr=star, gamma=gamma, weight_decay=DECAY))
 
 
-STARS = (0.03, 0.1, 0.3, 1.0, 3.0)
+STARS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 adabound = {star: bounded(star, 1e-3 * longer) for star in STARS}
 csgd = {lr: train(lambda p, lr=lr: Chain(p, [L2(DECAY), CSGD()], lr=lr)) for lr in STARS}
 star, csgd_lr = best(adabound), best(csgd)

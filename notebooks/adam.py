@@ -269,7 +269,7 @@ for model in MODELS:
 # better one?
 
 # %%
-exponents = list(range(-12, -1))
+exponents = list(range(-15, -1))
 
 
 def stable_and_losses(stage, beta2, seed):

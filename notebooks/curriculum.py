@@ -266,7 +266,7 @@ def errors(parameters, sets):
 
 
 # %%
-chosen_with, GRID = [100, 101], [0.01, 0.03, 0.1, 0.3]
+chosen_with, GRID = [100, 101], [0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
 cut = {seed: windows(seed) for seed in [*chosen_with, *seeds]}
 training_sets = {seed: parts[0] for seed, parts in cut.items()}
 for budget, updates in (("full", SETTINGS["updates"]), ("tenth", SETTINGS["updates"] // 10)):

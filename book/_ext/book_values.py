@@ -3,6 +3,7 @@
     {value}`adam:first_step.worst_deviation`            the number, mean over the seeds
     {value}`adam:first_step.worst_deviation|.1e`        in a format of Python's
     {value}`adam:mnist.mlp.accuracy|interval.2%`        mean and 95 % interval
+    {value}`convex_like:rules.Adam.final|median.0e`     the median over the seeds
     {value}`adam:@parameters.seeds|len`                 anything else in the record: how many, or itself
     {value}`adam/quick:first_step.worst_deviation`      from a scale of your choice
 
@@ -11,6 +12,7 @@ Without a record it says so. A page remembers which records it read; it is read 
 
 import hashlib
 import re
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -50,11 +52,13 @@ def find(record: Record, key: str) -> Any:
 
 
 def format_value(value: Any, form: str = "") -> str:
-    """A value as text: a list of numbers as its mean, or as mean and interval for `interval<format>`."""
+    """A value as text: of a list the mean, `median<format>` its median, `interval<format>` mean and interval."""
     if form == "len":
         return str(len(value))
     if isinstance(value, str | bool) or (isinstance(value, list) and not _numbers(value)):
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if form.startswith("median") and isinstance(value, list) and None not in value:
+        value, form = statistics.median(value), form.removeprefix("median")
     whole = isinstance(value, int) and not form  # a count is printed in full
     mean, low, high = claims.interval(value)
     if mean is None or low is None or high is None:

@@ -132,13 +132,13 @@ def examples(n: int, active: int) -> list[Tensor]:
 
 @equation(
     "eq-hogwild-model",
-    r"f_e(\theta) = \tfrac12 (a_e^\top \delta)^2, \qquad"
-    r" \mathbb{E}\, a_e a_e^\top = \frac1n I, \qquad |a_e|^2 = 1 .",
+    r"f_e(\theta) = \tfrac12 (x_e^\top \delta)^2, \qquad"
+    r" \mathbb{E}\, x_e x_e^\top = \frac1n I, \qquad |x_e|^2 = 1 .",
 )
 @equation(
     "eq-hogwild-split",
     r"\delta_t = \delta_{t-1} - \frac\alpha n\, \delta_{t-1-\tau} - \alpha\, \xi_t, \qquad"
-    r" \xi_t = \Bigl(a_t a_t^\top - \frac1n I\Bigr) \delta_{t-1-\tau} .",
+    r" \xi_t = \Bigl(x_t x_t^\top - \frac1n I\Bigr) \delta_{t-1-\tau} .",
 )
 @equation(
     "eq-hogwild-noise",

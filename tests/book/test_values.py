@@ -28,6 +28,8 @@ import book_values
         ([1.0, 2.0, 3.0], ".2f", "2.00"),
         # 2 ± 4.303 / √3, Student's t with two degrees of freedom
         ([1.0, 2.0, 3.0], "interval.2f", "2.00 (−0.48 to 4.48)"),
+        ([1e-9, 1.0, 1e-6], "median.0e", "10−6"),
+        ([1.0, None, 3.0], "median.0e", "not finite"),
         (2.0, "interval.1f", "2.0 (2.0 to 2.0)"),
         ([0, 1, 2], "len", "3"),
         ([1.0, None], "", "not finite"),

@@ -155,14 +155,11 @@ CONTROLS = {
 
 
 def controls(record: Record) -> str:
-    """The controls as an HTML table: ln(method's final training loss ÷ control's), mean and 95 % interval."""
+    """The controls as an HTML table: ln(method's final training loss ÷ control's) and half its 95 % interval."""
     rows = []
     for name, words in CONTROLS.items():
-        cells = []
-        for dataset in datasets(record):
-            mean, low, high = interval(record.get(f"controls.{dataset}.{name}.log_ratio"))
-            cells.append("diverged" if mean is None else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})")
-        rows.append((*words, *cells))
+        ratios = [record.get(f"controls.{dataset}.{name}.log_ratio") for dataset in datasets(record)]
+        rows.append((*words, *(_pm(values, "+z.2f") for values in ratios)))
     return _html(("method", "control", *(DATASETS[dataset] for dataset in datasets(record))), rows)
 
 
@@ -170,7 +167,7 @@ def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls where a page is narrow; the first cell of a row is its header."""
     lines = [
         f'<th scope="row">{html.escape(first)}</th>'
-        + "".join(f'<td style="white-space: nowrap">{html.escape(cell)}</td>' for cell in cells)
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         for first, *cells in rows
     ]
     return (
@@ -214,4 +211,5 @@ def _pm(values: Sequence[float | None], form: str) -> str:
     mean, low, _ = interval(list(values))
     if mean is None or low is None:
         return "diverged"
-    return f"{mean:{form}} ± {mean - low:.2g}" if len(values) > 1 else f"{mean:{form}}"
+    text = f"{mean:{form}}".replace("-", "\N{MINUS SIGN}")
+    return f"{text}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{mean - low:.2g}" if len(values) > 1 else text

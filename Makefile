@@ -17,7 +17,7 @@ export PYTHONPATH := $(CURDIR)
 .PHONY: help reproduce book verdicts test serve data benchmark publish clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 reproduce: $(VENV)/.complete-book ## run every experiment, build the book, print the verdicts (SCALE, ONLY, DEVICE)
 	@$(RUN) reproduce --scale '$(SCALE)' --only '$(ONLY)' --device '$(DEVICE)'
@@ -52,7 +52,7 @@ serve: book ## serve the book on this machine (PORT)
 data: $(VENV)/.complete-book ## fetch and verify MNIST and CIFAR-10 (into DATA_DIR)
 	@$(RUN) data
 
-benchmark: $(VENV)/.complete-book ## time the optimizers' steps; hours, on a machine that does nothing else (DEVICE)
+benchmark: $(VENV)/.complete-benchmarks ## time the optimizers' steps; hours, on a machine that does nothing else (DEVICE)
 	@$(BIN)/python -m benchmarks.step_time --device '$(or $(DEVICE),cpu)'
 
 publish: $(VENV)/.complete-book ## check your records and copy them to results/ (SCALE, ONLY)
@@ -61,14 +61,13 @@ publish: $(VENV)/.complete-book ## check your records and copy them to results/ 
 clean: ## delete all that was made, your runs included, but for .venv
 	rm -rf _build .snakemake .mypy_cache .ruff_cache .pytest_cache
 
-# The stamps say that an install came to its end. They go before an install and come after it: an environment without
-# one was killed half-way, and is made anew.
+# A stamp says that an install came to its end: it goes before it and comes after it. An environment of ours without
+# the first one was killed half-way, and is made anew; one that is not ours is left alone.
 define install
-@test -e $(VENV)/.complete-book || { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-@rm -f $(VENV)/.complete-*
+@rm -f $@
 @echo "installing the extra '$(1)' into $(VENV); the first time this takes a minute or two"
 @$(INSTALL) -c constraints.txt -e '.[$(1)]'
-@touch $(2)
+@touch $@
 endef
 
 ifdef UV
@@ -79,7 +78,14 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 endif
 
 $(VENV)/.complete-book: pyproject.toml constraints.txt
-	$(call install,book,$@)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11: name another, make PYTHON=python3.12")'
+	@test ! -e $(VENV) -o -e $(VENV)/.ours -o -e $@ || { echo "error: $(VENV) was not made here: remove it, or name another, make VENV=.venv-book" >&2; exit 2; }
+	@test -e $@ || { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@touch $(VENV)/.ours
+	$(call install,book)
 
-$(VENV)/.complete-tests: pyproject.toml constraints.txt
-	$(call install,tests,$(VENV)/.complete-book $@)
+$(VENV)/.complete-tests: $(VENV)/.complete-book
+	$(call install,tests)
+
+$(VENV)/.complete-benchmarks: $(VENV)/.complete-book
+	$(call install,benchmarks)

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from experiments import data, models, stacked, training
 from experiments.data import Dataset
+from experiments.errors import UserError
 from experiments.verdicts import align
 from optimizers import Adam
 
@@ -150,10 +151,17 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--samples", type=int, help="training images per round")
     options = parser.parse_args()
+    for name in options.models:
+        if name not in ("cnn", "mlp"):
+            parser.error(f"there is no model {name!r}; there are cnn and mlp")
     torch.set_num_threads(options.threads)
     for name in options.models or ["cnn", "mlp"]:
+        try:
+            found = candidates(name, options.device, options.samples)
+        except UserError as error:
+            parser.exit(2, f"error: {error}\n")
         print(f"{name}, batch {BATCH}, {options.device}, {options.threads} threads, {options.rounds} rounds")
-        print(compare(candidates(name, options.device, options.samples), options.rounds), flush=True)
+        print(compare(found, options.rounds), flush=True)
         print()
 
 

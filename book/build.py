@@ -30,8 +30,9 @@ import yaml
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from sphinx_external_toc.parsing import MalformedError, parse_toc_yaml
 
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
 BUILD = ROOT / "_build"
@@ -41,7 +42,7 @@ LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "boo
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash  # noqa: E402  (not records: that would import torch)
+from experiments import code_hash, records  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 
 # By name: a kernel says no more of an error.
@@ -51,47 +52,49 @@ USER_ERRORS = {"UserError", *(kind.__name__ for kind in UserError.__subclasses__
 def main() -> int:
     """Build, and return the exit status. An interrupted or failed build leaves the old site in place."""
     began = time.monotonic()
-    BUILD.mkdir(exist_ok=True)
-    with (BUILD / "book.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at once would write the same files
-        try:
+    try:
+        with only_build():
             pages = table_of_contents()
             asyncio.run(build(pages))
             publish_site()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except OSError as error:  # a folder that may not be written to, a full disk
-            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            print(f"error: {where}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a folder that may not be written to, a full disk
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"error: {where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"the book: {HTML / 'index.html'} ({len(pages)} pages, {time.monotonic() - began:.1f} s)")
     return 0
 
 
+@contextlib.contextmanager
+def only_build() -> Iterator[None]:
+    """Wait until no other build runs: two at once would write the same files."""
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "book.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another build in this folder", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def table_of_contents() -> list[Path]:
     """The pages named in _toc.yml, as paths of Markdown files relative to the root."""
-
-    def files(node: object) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key in ("root", "file"):
-                    yield value
-                else:
-                    yield from files(value)
-        elif isinstance(node, list):
-            for item in node:
-                yield from files(item)
-
     for name in ("_config.yml", "book/equality.yaml", "_toc.yml"):
         try:
-            content = yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) if (ROOT / name).exists() else None
+            if (ROOT / name).exists():
+                yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    names = files(content)
-    pages = [Path(name).with_suffix(".md") for name in names]
+    try:
+        pages = [Path(name).with_suffix(".md") for name in parse_toc_yaml(ROOT / "_toc.yml")]
+    except MalformedError as error:
+        raise UserError(f"_toc.yml: {' '.join(str(error).split())}") from error
     missing = [str(page) for page in pages if not (ROOT / page).is_file()]
     if missing:
         raise UserError(f"_toc.yml names {', '.join(missing)}, which does not exist: write it or take it out")
@@ -181,6 +184,9 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
                     else:
                         text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()
                         failures.append(f"{page}: a cell failed\n{text}")
+                except (CellTimeoutError, DeadKernelError) as error:
+                    failures.append(f"{page}: {str(error).strip().splitlines()[0]}")
+                    return  # this kernel is of no more use
 
     await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
     return failures
@@ -199,7 +205,10 @@ async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]
         client.start_channels()
         client.allow_stdin = False
         try:
-            await client.wait_for_ready(timeout=120)
+            try:
+                await client.wait_for_ready(timeout=300)
+            except RuntimeError as error:
+                raise UserError(f"a kernel did not start: {error}") from error
             yield manager, client
         finally:
             client.stop_channels()
@@ -221,7 +230,7 @@ async def execute(
     notebook.metadata["book"] = {"seconds": round(time.monotonic() - began, 1)}
     for old in EXECUTED.glob(f"{target.name.rpartition('-')[0]}-{'[0-9a-f]' * 16}.ipynb"):
         old.unlink()
-    write_whole(target, nbformat.writes(notebook))
+    records.write_text(target, nbformat.writes(notebook))
 
 
 def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
@@ -245,20 +254,12 @@ def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
     for relative, text in texts.items():
         path = SOURCE / relative
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_whole(path, text)
+            records.write_text(path, text)
     for relative in links:
         path = SOURCE / relative
         if not path.is_symlink():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.relpath(ROOT / relative, path.parent))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it: no partial file carries the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 # jupyter-book, ready and waiting for a line. Three things took more than half of its time: pybtex searched all
@@ -324,13 +325,14 @@ def complaints(output: str) -> str:
 
 
 def machinery() -> str:
-    """Hash of what changes every page: configuration, table of contents, extensions, packages."""
+    """Hash of what changes every page: configuration, table of contents, packages, and what computes verdicts."""
     whole = hashlib.sha256(sys.version.encode())
     shared = [
         ROOT / "_config.yml",
         ROOT / "_toc.yml",
         *(ROOT / "book/_ext").glob("*.py"),
-        *(ROOT / "book/_static").iterdir(),
+        *(path for path in (ROOT / "book/_static").rglob("*") if path.is_file()),
+        *(ROOT / "experiments" / f"{name}.py" for name in ("claims", "code_hash", "records")),
     ]
     for path in sorted(shared):
         whole.update(path.read_bytes())

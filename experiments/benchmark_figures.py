@@ -62,7 +62,8 @@ def family(record: Record, title: str, dataset: str | None = None) -> Figure:
         _lines(record, ax, [f"{dataset}/{name}/{key}" for name in FIGURES[title]], FIGURES[title], labels=False)
         ax.set(xlabel="epoch", title=key.replace("val_", "validation "))
     axes[1, 0].set_yscale("log")
-    _plain_ticks(top, axes[1, 0])
+    for ax in (top, axes[1, 0]):
+        figures.plain_ticks(ax)
     return fig
 
 
@@ -85,7 +86,7 @@ def overview(record: Record, dataset: str) -> Figure:
     for ax, (title, names) in zip(axes, FIGURES.items(), strict=True):
         _lines(record, ax, [f"{dataset}/{name}/train_loss" for name in names], names)
         ax.set(yscale="log", ylabel="training loss", title=title)
-        _plain_ticks(ax)
+        figures.plain_ticks(ax)
     axes[-1].set_xlabel("epoch")
     return fig
 
@@ -97,7 +98,7 @@ def grouped(record: Record, kind: str, xlabel: str, ylabel: str, **scales: Any) 
         _lines(record, ax, [f"{kind}/{name}" for name in names], names)
         ax.set(ylabel=ylabel, title=title, **scales)
         if scales.get("yscale") == "log":
-            _plain_ticks(ax)
+            figures.plain_ticks(ax)
     axes[-1].set_xlabel(xlabel)
     return fig
 
@@ -193,18 +194,6 @@ def _lines(record: Record, ax: Any, curves: Sequence[str], names: Sequence[str],
         if any(value is not None for line in points["seeds"] for value in line):  # not all diverged at once
             figures.band(ax, points["x"], points["seeds"], LABELS[name], color=color, linestyle=dashes)
     ax._direct_labels = labels
-
-
-def _plain_ticks(*axes: Any) -> None:
-    """0.1, 0.2, 0.5, 1, … for logarithmic axes, which may span less than a decade."""
-    from matplotlib import ticker
-
-    make: Any = ticker  # it carries no types
-    for ax in axes:
-        axis: Any = ax.yaxis
-        axis.set_major_locator(make.LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_locator(make.NullLocator())
-        axis.set_major_formatter(make.FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _pm(values: Sequence[float | None], form: str) -> str:

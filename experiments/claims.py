@@ -149,6 +149,8 @@ def load(slug: str) -> list[Claim]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ClaimError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     _keys(content, {"paper", "claims"}, set(), f"{path}")
+    if not isinstance(content["paper"], str):
+        raise ClaimError(f"{path}: `paper` must be a key of book/references.bib, not {content['paper']!r}")
     if not isinstance(content["claims"], list) or not content["claims"]:
         raise ClaimError(f"{path}: `claims` must be a list of claims")
     claims = [_claim(item, i, content["paper"], path) for i, item in enumerate(content["claims"], 1)]
@@ -178,10 +180,15 @@ def _claim(item: Any, number: int, paper: str, path: Path) -> Claim:
 
 def _check(item: Any, where: str) -> Check:
     _keys(item, {"metric", "says"}, {*CRITERIA, "at", "only_at"}, where)
+    for key in ("metric", "says"):
+        if not isinstance(item[key], str) or not item[key].strip():
+            raise ClaimError(f"{where}: `{key}` must be text, not {item[key]!r}")
     at, only_at = item.get("at", {}), item.get("only_at", list(SCALES))
     for name, scales in (("at", at), ("only_at", only_at)):
         if not isinstance(scales, dict if name == "at" else list) or any(scale not in SCALES for scale in scales):
             raise ClaimError(f"{where}: `{name}` must name scales out of {', '.join(SCALES)}")
+    if not only_at:
+        raise ClaimError(f"{where}: `only_at` names no scale")
     own = {key: item[key] for key in CRITERIA if key in item}
     missing = [scale for scale in only_at if scale not in at]
     if own or missing:

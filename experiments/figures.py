@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
 # Ink stands for currentColor while matplotlib draws: an ordinary black would not be written out at all.
 INK = "#010203"
@@ -251,18 +252,10 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
     All stay within [low, high] where they fit; where they do not, they begin at `low`. Shape (n,) as `positions`.
     """
-    order = sorted(range(len(positions)), key=positions.__getitem__)
-    # Less `gap` per rank, "gap apart" becomes "not decreasing": isotonic regression by pooling adjacent violators.
-    blocks: list[tuple[float, int]] = []  # (sum, count)
-    for rank, index in enumerate(order):
-        total, count = positions[index] - rank * gap, 1
-        while blocks and blocks[-1][0] / blocks[-1][1] > total / count:
-            total, count = total + blocks[-1][0], count + blocks[-1][1]
-            blocks.pop()
-        blocks.append((total, count))
-    top = max(low, high - (len(order) - 1) * gap)
-    pooled = [min(max(total / count, low), top) for total, count in blocks for _ in range(count)]
-    result = [0.0] * len(positions)
-    for rank, index in enumerate(order):
-        result[index] = pooled[rank] + rank * gap
-    return result
+    order = np.argsort(positions, kind="stable")
+    ranks = gap * np.arange(len(positions))
+    # Less `gap` per rank, "gap apart" becomes "not decreasing".
+    pooled = isotonic_regression(np.asarray(positions, dtype=float)[order] - ranks).x
+    result = np.empty(len(positions))
+    result[order] = np.clip(pooled, low, max(low, high - gap * (len(positions) - 1))) + ranks
+    return [float(place) for place in result]

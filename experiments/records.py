@@ -167,18 +167,26 @@ def write(record: Record, out: str | Path) -> Path:
 
 def read(path: str | Path) -> Record:
     """The record in a file; RecordError if it is damaged, of another format, or was edited by hand."""
-    path = Path(path)
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read ({error}): restore it, or run the experiment again") from error
+
+
+def parse(text: str, path: str | Path) -> Record:
+    """The record in a text that stands in the file `path`; RecordError as `read`."""
     mend = "records are written by notebooks, never by hand: restore it, or run the experiment again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         stated = content.pop("digest")
         version = content.pop("format")
         record = Record(**content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        intact = digest(record.content()) == stated
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is not a whole record ({error}): {mend}") from error
     if version != FORMAT:
         raise RecordError(f"{path} has format {version}, this code reads format {FORMAT}: run the experiment again")
-    if digest(record.content()) != stated:
+    if not intact:
         raise RecordError(f"{path} does not match its own digest, so it was changed after it was written: {mend}")
     return record
 

@@ -20,7 +20,7 @@ def reproduce(
     when an experiment fails.
     """
     run.check_words(scale, *only)
-    if device:
+    if device and not _elsewhere(snakemake):  # on a cluster it is the node's device that counts: `run` looks there
         run.check_device(device)
     chosen = list(only) or run.slugs()
     for slug in chosen:
@@ -33,10 +33,17 @@ def reproduce(
         return
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
-    with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
+    with (
+        run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
         # Snakemake holds the lock too: it is free only when both are gone.
-        subprocess.run(_command(stale, scale, device, snakemake), pass_fds=[held], check=False)
-    if {"-n", "--dry-run", "--dryrun"} & set(snakemake):
+        subprocess.Popen(_command(stale, scale, device, snakemake), pass_fds=[held]) as process,
+    ):
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it was interrupted too, and stops its jobs first
+            raise
+    if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
@@ -46,7 +53,7 @@ def reproduce(
 def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequence[str]) -> list[str]:
     targets = [str(records.local_path(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
     # One GPU serves one notebook at a time; a cluster's executor counts jobs instead of cores.
-    cores = [] if "--executor" in extra else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
+    cores = [] if _elsewhere(extra) else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
     config = ["--config", f"device={device}"] if device else []
     return [
         *(sys.executable, "-m", "snakemake", *targets),
@@ -59,3 +66,8 @@ def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequen
         *config,
         *extra,
     ]
+
+
+def _elsewhere(snakemake: Sequence[str]) -> bool:
+    """Whether Snakemake is told to run the jobs with an executor, which means: on other machines."""
+    return any(word.partition("=")[0] in ("--executor", "-e") for word in snakemake)

@@ -10,7 +10,6 @@ import fcntl
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 import jupytext
 import nbformat
 import papermill
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -30,7 +29,8 @@ from experiments.records import SCALES
 
 REQUIRED = ("scale", "seeds", "device", "out")
 KERNEL = {
-    # Sockets in files rather than ports: kernels that start side by side would race for the same port.
+    # Sockets in files rather than ports: kernels that start side by side would race for the same port. The files
+    # are in the run's own folder, by relative names: a long path would be none for a socket.
     "KernelManager": {"transport": "ipc"},
     # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
     "NotebookClient": {"shutdown_kernel": "immediate"},
@@ -218,31 +218,27 @@ def _execute(
     source, executed, progress = work / "source.ipynb", work / f"{slug}.ipynb", work / "progress.log"
     write_notebook(notebook, source)
     paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # The names of the kernel's sockets must be short, hence a folder in /tmp.
-    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
-        os.environ |= {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "EXPERIMENT_PROGRESS": str(progress),
-            "JUPYTER_RUNTIME_DIR": sockets,
-        }
-        try:
-            with _relay(progress, f"{slug} ({scale})"):
-                papermill.execute_notebook(
-                    source,
-                    executed,
-                    parameters=parameters,
-                    cwd=work,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    config=Config(KERNEL),
-                )
-        except (PapermillExecutionError, CellExecutionError, DeadKernelError) as error:
-            kept = records.ROOT / "_build" / "failed" / scale / executed.name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(executed, kept)
-            reason = str(error) if isinstance(error, DeadKernelError) else f"{error.ename}: {error.evalue}"
-            lines = reason.strip().splitlines() or ["no reason given"]
-            raise UserError(f"{slug} failed at scale {scale}: {lines[0]} (as far as it got: {kept})") from error
+    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "EXPERIMENT_PROGRESS": str(progress)}
+    try:
+        with _relay(progress, f"{slug} ({scale})"):
+            papermill.execute_notebook(
+                source,
+                executed,
+                parameters=parameters,
+                cwd=work,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=300,  # many that start at once, on a machine that has much to do
+                config=Config(KERNEL),
+            )
+    except (PapermillExecutionError, CellExecutionError, RuntimeError) as error:
+        # RuntimeError: the kernel died, or did not start.
+        kept = records.ROOT / "_build" / "failed" / scale / executed.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(executed if executed.exists() else source, kept)
+        reason = str(error) if isinstance(error, RuntimeError) else f"{error.ename}: {error.evalue}"
+        lines = reason.strip().splitlines() or ["no reason given"]
+        raise UserError(f"{slug} failed at scale {scale}: {lines[0]} (as far as it got: {kept})") from error
     write_notebook(tidy(read_notebook(executed)), executed)
     return executed
 

@@ -47,11 +47,12 @@ def _yours(slug: str, scale: str | None) -> Record | None:
 def _notes(slug: str, published: Record | None, yours: Record | None) -> list[str]:
     """What a reader should know about the two records of one paper."""
     notes = []
-    notebook = records.ROOT / "notebooks" / f"{slug}.py"
-    if published and notebook.exists():
-        today = code_hash.of_notebook(notebook, records.ROOT)
-        if published.provenance["code_hash"] != today:
-            notes.append(f"{slug}: the published {published.scale} record is of other code than today's")
+    source = records.source(slug)
+    for whose, record in (("the published", published), ("your", yours)):
+        if not record or not source.exists():
+            continue
+        if record.provenance["code_hash"] != code_hash.of_notebook(source, records.ROOT):
+            notes.append(f"{slug}: {whose} {record.scale} record is of other code than today's")
     if published and yours and published.scale == yours.scale:
         keys = published.keys()
         same = sum(_value(published, key) == _value(yours, key) for key in keys)

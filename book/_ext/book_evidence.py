@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 from experiments import claims, code_hash, records
 from experiments.claims import Check, Claim, Evidence, Verdict
 from experiments.errors import UserError
-from experiments.records import SCALES, Record
+from experiments.records import Record
 
 # Each verdict is told by its word, its mark and its color: by the word first.
 MARKS = {
@@ -46,8 +46,15 @@ class EvidenceDirective(SphinxDirective):
         target = "../" * self.env.docname.count("/") + path
         return nodes.reference("", text, refuri=target, internal=False, classes=["file"])
 
-    def fail(self, error: UserError) -> list[nodes.Node]:
-        raise self.error(str(error))
+    def run(self) -> list[nodes.Node]:
+        try:
+            return self.make()
+        except UserError as error:
+            raise self.error(str(error)) from error
+
+    def make(self) -> list[nodes.Node]:
+        """What the directive leaves in the page."""
+        raise NotImplementedError
 
 
 class Claims(EvidenceDirective):
@@ -55,15 +62,11 @@ class Claims(EvidenceDirective):
 
     required_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         slug = self.arguments[0]
         note(self.env, [slug])
-        try:
-            record = records.published(slug)
-            cards = [self.card(claim, record) for claim in claims.load(slug)]
-        except UserError as error:
-            return self.fail(error)
-        result: list[nodes.Node] = [*cards]
+        record = records.published(slug)
+        result: list[nodes.Node] = [self.card(claim, record) for claim in claims.load(slug)]
         if record is not None:
             files = nodes.paragraph("", "The evidence: ", classes=["evidence-files"])
             files += evidence_links(self, record)
@@ -91,18 +94,18 @@ class Claims(EvidenceDirective):
 
     def precondition(self, check: Check, record: Record | None) -> nodes.paragraph:
         line = self.paragraph(f"**Precondition.** {check.says}", "claim-note")
-        text = f" ({check.describe(record.scale if record else SCALES[0])})."
+        text = f" ({check.describe(record.scale if record else check.only_at[0])})."
         line += typeset(text if record is None else f"{text} Measured: {measured_text(record, check.metric)}.")
         return line
 
     def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
-        scale = record.scale if record else SCALES[0]
+        scale = record.scale if record else item.check.only_at[0]
         line = self.paragraph(item.check.says, "check")
         line += nodes.Text(": ")
         if record is None:
             line += nodes.inline("", "no result yet", classes=["no-result"])
         else:
-            line += nodes.strong("", "", *typeset(measured(item)), classes=["measured"])
+            line += nodes.strong("", "", *typeset(measured(item, scale)), classes=["measured"])
             line.insert(0, nodes.inline("", item.outcome, classes=["outcome", f"outcome-{item.outcome}"]))
             line.insert(1, nodes.Text(" "))
         criterion = typeset(item.check.describe(scale))
@@ -113,13 +116,10 @@ class Claims(EvidenceDirective):
 class Scoreboard(EvidenceDirective):
     """{scoreboard} -> every claim of every paper, its verdict, and where the evidence is."""
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         note(self.env, [EVERY])
-        try:
-            papers = [(slug, claims.load(slug), records.published(slug)) for slug in claims.slugs()]
-            verdicts = [(slug, c, record, c.verdict(record)) for slug, cs, record in papers for c in cs]
-        except UserError as error:
-            return self.fail(error)
+        papers = [(slug, claims.load(slug), records.published(slug)) for slug in claims.slugs()]
+        verdicts = [(slug, c, record, c.verdict(record)) for slug, cs, record in papers for c in cs]
         if not verdicts:
             return [nodes.paragraph("", "No paper has a claims file yet.")]
         rows = [self.row(slug, claim, record, verdict) for slug, claim, record, verdict in verdicts]
@@ -155,13 +155,10 @@ class Provenance(EvidenceDirective):
 
     required_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         slug = self.arguments[0]
         note(self.env, [slug])
-        try:
-            record = records.published(slug)
-        except UserError as error:
-            return self.fail(error)
+        record = records.published(slug)
         line = nodes.paragraph(classes=["provenance"])
         if record is None:
             line += [nodes.inline("", "No result yet", classes=["no-result"]), nodes.Text(". It will come from ")]
@@ -212,12 +209,12 @@ def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.N
     return result
 
 
-def measured(item: Evidence) -> str:
+def measured(item: Evidence, scale: str) -> str:
     """The mean, with its interval where several seeds give one."""
     if item.mean is None or item.low is None or item.high is None:
         return "not finite"
     # As many digits as it takes to tell the number from the criterion it is held against.
-    _, bounds = item.check.bounds(SCALES[0])
+    _, bounds = item.check.bounds(scale)
     digits = 3
     while digits < 9 and any(float(f"{item.mean:.{digits}g}") == bound != item.mean for bound in bounds):
         digits += 1

@@ -28,12 +28,15 @@ class Papers(EvidenceDirective):
 
     has_content = True
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         note(self.env, [EVERY])
         pages = {name.rpartition("/")[2]: name for name in self.env.found_docs}
         items = nodes.bullet_list(classes=["papers"])
         for line in self.content:
-            slug, key, about = line.split(maxsplit=2)
+            try:
+                slug, key, about = line.split(maxsplit=2)
+            except ValueError:
+                raise UserError(f"{line!r} is no paper: write `slug key what it is about`") from None
             page = pages.get(slug)
             text = f"**[{about}](/{page})**" if page else about
             entry = self.paragraph(f"{text} {{cite:p}}`{key}`")
@@ -43,18 +46,15 @@ class Papers(EvidenceDirective):
         return [items]
 
     def verdicts(self, slug: str) -> list[nodes.Node]:
-        try:
-            record = records.published(slug)
-            names = [word(claim.verdict(record)) for claim in claims.load(slug)]
-        except UserError as error:
-            return self.fail(error)
+        record = records.published(slug)
+        names = [word(claim.verdict(record)) for claim in claims.load(slug)]
         return [node for name in names for node in (nodes.Text(" "), badge_of(name))]
 
 
 class BuildRecord(EvidenceDirective):
     """{build-record} -> the versions, the machine, and the seconds of every experiment and chapter."""
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         self.env.note_reread()
         note(self.env, [EVERY])
         when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -81,10 +81,7 @@ class BuildRecord(EvidenceDirective):
             return nodes.paragraph("", "There is no published record yet.", classes=["no-result"])
         rows = []
         for path in paths:
-            try:
-                record = records.read(path)
-            except UserError as error:
-                return self.fail(error)[0]
+            record = records.read(path)
             known = record.provenance
             link = self.link(f"{record.slug} ({record.scale})", f"results/{record.scale}/{record.slug}.json")
             cells = [f"{known['seconds']:,.1f}", f"{known['device_name']}, {known['threads']} thread(s)",

@@ -106,7 +106,7 @@
       this.steps = Number(this.getAttribute("steps")) || 100;
       const wanted = (this.getAttribute("controls") || "lr,scale,beta1,beta2,correction").split(",").map((n) => n.trim());
       this.initial = { correction: this.getAttribute("correction") !== "off" };
-      for (const name in CONTROLS) this.initial[name] = Number(this.getAttribute(name)) || CONTROLS[name].initial;
+      for (const name in CONTROLS) this.initial[name] = Number(this.getAttribute(name) ?? CONTROLS[name].initial);
       this.hyper = { ...this.initial };
       const id = (name) => `trajectory-${this.number}-${name}`;
       const rings = [0.1, 0.4, 1.6, 6.4, 25.6].map((level) => {

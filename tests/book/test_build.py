@@ -167,6 +167,30 @@ def test_build_failure_kill_and_change(project: Path) -> None:
     assert "The last answer" in page(project)
 
 
+def test_what_computes_a_verdict_is_part_of_every_page(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(project, monkeypatch)
+    (project / "book/_static/more").mkdir()
+    before = module.machinery()
+    for name in ("experiments/claims.py", "experiments/records.py", "book/_ext/book_values.py", "_toc.yml"):
+        path = project / name
+        path.write_text(path.read_text(encoding="utf-8") + "\n# another\n", encoding="utf-8")
+        assert module.machinery() != before, name
+        before = module.machinery()
+    (project / "experiments/run.py").write_text("", encoding="utf-8")
+    assert module.machinery() == before
+
+
+@pytest.mark.parametrize(
+    ("toc", "message"),
+    [("format: jb-book\nchapters: [", "_toc.yml is not YAML"), ("format: jb-book\nchapters: []\n", "_toc.yml: ")],
+)
+def test_a_table_of_contents_that_is_none(project: Path, toc: str, message: str) -> None:
+    (project / "_toc.yml").write_text(toc, encoding="utf-8")
+    done = build(project)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"error: {message}")
+
+
 def test_a_page_that_is_missing_is_named(project: Path) -> None:
     (project / "_toc.yml").write_text(TOC + "- file: book/part/missing\n", encoding="utf-8")
     done = build(project)

@@ -55,6 +55,20 @@ def test_a_check_has_minus_signs(record: Record) -> None:
     assert not any("-" in text for text in texts)
 
 
+def test_criteria_are_those_of_the_records_scale() -> None:
+    later = Check("loss.low", "ln of a ratio", {}, {"paper": {"above": 0.123}}, only_at=("paper",))
+    claim = Claim("id", "claim", "§1", "empirical", "run", "control", (later,), None, "key", Path("f"))
+    verdict = claim.verdict(Record("tiny", "paper", {}, metrics={"loss": {"low": 0.12346}}))
+    assert verdict is not None
+    # Three digits would print the bound itself.
+    text = Plain().check(verdict.evidence[0], Record("tiny", "paper", {})).astext()
+    assert "0.1235 criterion > 0.123" in text
+    # Without a record: the first scale that has a criterion.
+    waiting = book_evidence.Evidence(later, None, None, None, "undecided")
+    assert Plain().check(waiting, None).astext().endswith("no result yet criterion > 0.123")
+    assert Plain().precondition(later, None).astext().endswith("(> 0.123).")
+
+
 def test_a_card_holds_its_precondition(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     directive: Any = Plain()
     directive.state = type("State", (), {"document": nodes.Element()})()

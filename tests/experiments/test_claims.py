@@ -149,6 +149,9 @@ def test_scales(claim: Callable[..., claims.Claim]) -> None:
         ({"at": {"huge": {"below": 1}}}, {}, "`at` must name scales out of quick, standard, paper"),
         ({"at": {"paper": {"under": 1}}}, {}, "check 1, at paper: needs exactly one criterion"),
         ({"only_at": "paper"}, {}, "`only_at` must name scales"),
+        ({"only_at": []}, {}, "check 1: `only_at` names no scale"),
+        ({"metric": 5}, {}, "check 1: `metric` must be text, not 5"),
+        ({"says": True}, {}, "check 1: `says` must be text, not True"),
         ({}, {"kind": "sure"}, "claim 'one': `kind` must be exact or empirical, not 'sure'"),
         ({}, {"control": REMOVE}, "claim 'one': lacks `control`"),
         ({}, {"why": "x"}, "claim 'one': does not know `why`"),
@@ -180,6 +183,7 @@ def test_files_that_are_not_claims(root: Path) -> None:
         ("a: [", "is not YAML"),
         ("- 1", "must be a mapping with claims, paper"),
         ("paper: x\nclaims: 3", "`claims` must be a list"),
+        ("paper: 3\nclaims: []", "`paper` must be a key of book/references.bib, not 3"),
     ):
         path.write_text(text)
         with pytest.raises(ClaimError, match=rf"tiny\.yaml.*{message}"):

@@ -92,6 +92,14 @@ def test_a_damaged_record_is_refused(root: Path, text: str) -> None:
         records.read(root / "tiny.json")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", '"\\ud800"'])
+def test_what_a_record_cannot_hold_is_refused(root: Path, number: str) -> None:
+    path = records.write(example(root), root / "tiny.json")
+    path.write_text(path.read_text().replace("0.25", number))
+    with pytest.raises(RecordError, match=r"tiny\.json is not a whole record"):
+        records.read(path)
+
+
 def test_a_cut_or_future_record_is_refused(root: Path) -> None:
     path = records.write(example(root), root / "tiny.json")
     whole = path.read_text()

@@ -53,6 +53,10 @@ def files(folder: Path) -> set[str]:
             "tiny has no record at scale quick: run `make reproduce SCALE=quick ONLY=tiny`",
         ),
         (["publish", "--", "x"], "publish takes nothing after --"),
+        (
+            ["publish", "--only", "speed"],
+            "speed is measured at scale standard: make publish SCALE=standard ONLY=speed",
+        ),
         (["run", "tiny", "-p", "device", "gpu"], "there is no device 'gpu' here: write cpu, or cuda"),
         (["reproduce", "--device", "meta"], "there is no device 'meta' here"),
         (
@@ -143,7 +147,9 @@ def test_reproduce_publish_and_verdicts(notebook: Notebook, root: Path, capfd: p
     # A changed number runs exactly what uses it; nothing stale or edited is published. A failure has one reason.
     first.write_text(first.read_text().replace("lr = 0.1", "lr = 0.25"))
     assert "not of today's code" in call("publish")[2]
-    assert "the published quick record is of other code than today's" in call("verdicts")[1]
+    notes = call("verdicts")[1]
+    assert "first: the published quick record is of other code than today's" in notes
+    assert "first: your quick record is of other code than today's" in notes
     third = notebook("third", "0 / 0\n")
     status, out, err = call("reproduce")
     assert status == 2
@@ -164,6 +170,32 @@ def test_reproduce_publish_and_verdicts(notebook: Notebook, root: Path, capfd: p
     assert "second.json does not match its own digest" in err
     assert records.read(published / "first.json").get("loss") == [0.0, 0.1, 0.2], "all or nothing"
     assert not run.is_current("second", "quick")
+
+
+def test_a_dry_run_and_a_cluster(notebook: Notebook, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notebook("tiny")
+    # However it is spelled, a dry run finishes nothing, and that is no error.
+    assert main(["reproduce", "--", "-np"]) == 0
+    assert files(root / "_build/results") == set()
+    # A device is looked for where the jobs run: not here, when they go elsewhere.
+    assert main(["reproduce", "--device", "cuda:77"]) == 2
+    assert "there is no device 'cuda:77' here" in capfd.readouterr().err
+    assert main(["reproduce", "--device", "cuda:77", "--", "--executor=nowhere"]) == 2
+    error = capfd.readouterr().err
+    assert "there is no device" not in error
+    assert error.splitlines()[-1] == "error: not finished at scale quick: tiny (the reason stands above)"
+
+
+def test_a_kernel_that_does_not_start(notebook: Notebook, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*_: object, **__: object) -> None:
+        raise RuntimeError("Kernel didn't respond in 300 seconds")
+
+    notebook("tiny")
+    monkeypatch.setattr(run.papermill, "execute_notebook", no_kernel)
+    with pytest.raises(run.UserError, match="tiny failed at scale quick: Kernel didn't respond in 300 seconds"):
+        run.run("tiny", "quick")
+    assert files(root / "_build") == {"tiny.ipynb"}
+    assert (root / "_build/failed/quick/tiny.ipynb").exists()
 
 
 def test_a_record_stays_until_a_new_one_takes_its_place(

@@ -25,6 +25,7 @@ class Chapter:
         # An equation without a label would be seen by no test.
         assert found, f"{page} has no displayed equation"
         assert len(self.equations) == len(found), f"{page}: a label stands twice"
+        assert "```{math}" not in text, f"{page}: a displayed equation that no test sees: write it between $$"
         assert text.count("$$") == 2 * len(found), f"{page}: a displayed equation without a label"
 
     def equation(self, label: str, latex: str) -> Callable[[Test], Test]:

@@ -60,10 +60,11 @@ def test_intensity() -> None:
 def test_roofline() -> None:
     """Left of the ridge P / B the smaller one is I B: F operations per coordinate in the time of the limit."""
     peak, bandwidth, d = 100e9, 10e9, 1000
-    intensity = 14 / 28
+    operations, bytes_moved = len(operations_of_the_compiled_loop()), 4 * RULES["adam"].streams
+    intensity = operations / bytes_moved
     assert intensity < peak / bandwidth
-    limit = 4 * d * (3 + 2 * 2) / bandwidth
-    assert min(peak, intensity * bandwidth) == pytest.approx(14 * d / limit)
+    limit = bytes_moved * d / bandwidth
+    assert min(peak, intensity * bandwidth) == pytest.approx(operations * d / limit)
 
 
 @equation("eq-speed-loop", r"T \approx n\,k\,c + \frac{4d\,q}{B} ,")

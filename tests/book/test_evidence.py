@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.records import Record
 from .conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "book/_ext"))
+import book_equality
 import book_evidence
 
 LOW = Check("loss.low", "ln of a ratio", {"below": -0.4}, {})
@@ -75,3 +77,47 @@ def test_a_card_holds_its_precondition(record: Record, monkeypatch: pytest.Monke
     monkeypatch.setattr(nodes.Element, "note_explicit_target", lambda *_: None, raising=False)
     claim = Claim("id", "claim", "§1", "empirical", "run", "control", (SEEDS,), LOW, "key", Path("f"))
     assert "Measured: −1.38." in directive.card(claim, record).astext()
+
+
+class Board(book_evidence.Scoreboard):
+    """The scoreboard without Sphinx, in a book with one chapter."""
+
+    def __init__(self) -> None:
+        builder = SimpleNamespace(get_relative_uri=lambda here, there: f"{there}.html")
+        app, found = SimpleNamespace(builder=builder), {"book/part/tiny"}
+        env = SimpleNamespace(docname="book/scoreboard", found_docs=found, app=app)
+        self.state: Any = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
+
+    def paragraph(self, text: str, *classes: str) -> nodes.paragraph:
+        return nodes.paragraph("", text, classes=list(classes))
+
+
+@pytest.mark.parametrize(
+    ("loss", "word"), [(0.5, "reproduced"), (2.0, "refuted"), (None, "not reproduced at this scale")]
+)
+def test_a_claim_wears_its_own_verdict(loss: float | None, word: str) -> None:
+    check = Check("loss", "small", {"below": 1.0}, {})
+    claim = Claim("one", "c", "§1", "exact", "x", "y", (check,), None, "key", Path("tiny.yaml"))
+    made = Record("tiny", "quick", {}, metrics={"loss": loss})
+    badge = f"{book_evidence.MARKS[word]} {word}"
+    _, (cell,), (links,) = Board().row("tiny", claim, made, claim.verdict(made))
+    (worn,) = cell.findall(nodes.inline)
+    assert (worn.astext(), worn["classes"]) == (badge, ["verdict", f"verdict-{word.replace(' ', '-')}"])
+    assert next(links.findall(nodes.reference))["refuri"] == "book/part/tiny.html#claim-tiny-one"
+    directive: Any = Plain()
+    directive.state = SimpleNamespace(document=SimpleNamespace(note_explicit_target=lambda *_: None))
+    card = directive.card(claim, made)
+    assert card.children[0].astext() == f"{badge} §1 · exact"
+    assert card["ids"] == ["claim-tiny-one"]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"equals": 1e-12}, "equals ≤\u202f10−12"),
+        ({"apart": 0.5}, "differs >\u202f0.5"),
+        ({"equals": "1e-12", "schedule": False}, "equals ≤\u202f10−12 at a constant learning rate"),
+    ],
+)
+def test_a_row_of_the_equality_table_says_what_its_test_asks(row: dict[str, Any], text: str) -> None:
+    assert book_equality.relation(row).astext() == text

@@ -134,4 +134,5 @@ def test_there_are_formulas_and_figures(contexts: dict[tuple[str, int], Any], ad
     assert facts["formulas"] > 20
     assert page.locator("mjx-container").count() > 20
     assert page.locator(".claim .verdict").count() >= 2
+    assert page.locator(".book-figure svg").count() >= 3
     page.close()

@@ -58,6 +58,14 @@ def test_find_reads_metrics_and_everything_else() -> None:
             book_values.find(record, wrong)
 
 
+def test_a_value_may_name_its_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    for scale in ("quick", "standard"):
+        records.write(records.new("tiny", scale, {}), records.published_path("tiny", scale))
+    found = [book_values.record_of(name) for name in ("tiny", "tiny/quick", "tiny/paper", "other")]
+    assert [record and record.scale for record in found] == ["standard", "quick", None, None]
+
+
 def test_a_changed_record_makes_its_pages_outdated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "ROOT", tmp_path)
     env: Any = SimpleNamespace(docname="one")

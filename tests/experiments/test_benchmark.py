@@ -1,5 +1,6 @@
 """The benchmark's jobs: 18 runs, each a record; whatever is killed, what had ended is kept."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -37,12 +38,10 @@ def test_the_18_runs_and_the_seven_figures() -> None:
 
 
 def test_seeds_are_stacked_where_the_rule_allows_it() -> None:
-    from dataclasses import replace
-
     assert [job.seeds for job in jobs("adam")] == [(0, 1)]
     assert [job.seeds for job in jobs("adam+clip_norm(1)")] == [(0,), (1,)]
-    assert [job.seeds for job in jobs("adam", replace(QUICK, lr_schedule=True))] == [(0,), (1,)]
-    assert [job.seeds for job in jobs("adam", replace(QUICK, model="cnn"))] == [(0,), (1,)]
+    assert [job.seeds for job in jobs("adam", dataclasses.replace(QUICK, lr_schedule=True))] == [(0,), (1,)]
+    assert [job.seeds for job in jobs("adam", dataclasses.replace(QUICK, model="cnn"))] == [(0,), (1,)]
     rates = benchmark.jobs(mixes.parse("adam,sgd"), QUICK, (0,), [0.1, 0.2])
     assert [(job.mix.text, job.lr) for job in rates] == [("adam", 0.1), ("adam", 0.2), ("sgd", 0.1), ("sgd", 0.2)]
 
@@ -185,3 +184,21 @@ def test_merging_comparing_and_reaching_a_target() -> None:
     assert benchmark.log_ratio([1.0, None, 2.0], [1.0, 1.0, None]) == [0.0, None, None]
     curve = {"x": [0.5, 1.0, 1.5], "seeds": [[3.0, 2.0, 1.0], [3.0, 2.5, 2.1], [2.0, None, None]]}
     assert benchmark.steps_to(curve, 2.0, 10) == [10.0, None, 5.0]
+
+
+def test_a_step_is_timed_per_network() -> None:
+    settings = Settings("digits", num_epochs=2, num_train=256, num_val=10)  # 2 × 2 steps
+    part = Record("adam", "run", {"seeds": [0, 1], "stacked": True, **dataclasses.asdict(settings)})
+    part.provenance["training_seconds"] = 0.4
+    assert benchmark.milliseconds(part) == pytest.approx(1000 * 0.4 / (4 * 2))
+
+
+def test_options_reach_the_runs(tmp_path: Path) -> None:
+    options = ["--dataset", "digits", "--num-epochs", "1", "--num-train", "64", "--num-val", "10", "--seeds", "2"]
+    options += ["--batch-size", "32", "--lr", "0.02", "--optimizers", "adam", "--out", str(tmp_path)]
+    assert main(["benchmark", *options]) == 0
+    (path,) = tmp_path.rglob("*.json")
+    record = records.read(path)
+    wanted = {"batch_size": 32, "num_train": 64, "num_val": 10, "seeds": [2], "num_epochs": 1, "dataset": "digits"}
+    assert record.parameters.items() >= wanted.items()
+    assert record.parameters["options"]["lr"] == 0.02

@@ -203,6 +203,6 @@ def test_two_claims_with_one_id(root: Path, claim: Callable[..., claims.Claim]) 
 @pytest.mark.parametrize("slug", claims.slugs())
 def test_the_books_own_claims_load_and_their_metrics_are_published(slug: str) -> None:
     published = records.published(slug)
+    assert published is not None, "no published record"
     for claim in claims.load(slug):
-        verdict = claim.verdict(published)
-        assert verdict is None or verdict.word in claims.WORDS
+        assert claim.verdict(published) is not None

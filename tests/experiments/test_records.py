@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_provenance(root: Path, notebook: Callable[..., Path]) -> None:
     assert provenance["commit"] is None, "the temporary book is in no repository"
     assert provenance["device_name"]
     assert {"python", "platform", "device", "precision", "seconds", "finished", "dirty"} <= set(provenance)
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+def test_the_commit_and_whether_the_code_is_that_commits(root: Path, dirty: bool) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(root), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    (root / "notebooks/tiny.py").write_text("x = 1\n")
+    git("add", "notebooks")
+    git("commit", "-q", "-m", "one")
+    (root / "README.md").write_text("no code")  # what is not code does not count
+    if dirty:
+        (root / "notebooks/tiny.py").write_text("x = 2\n")
+    provenance = records.new("tiny", "quick", {}).provenance
+    assert (provenance["commit"], provenance["dirty"]) == (git("rev-parse", "HEAD"), dirty)
 
 
 def test_two_runs_differ_only_in_their_times(root: Path) -> None:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
 
-from experiments import records, run
+from experiments import publish, records, run, verdicts
 from experiments.__main__ import main
 
 from .conftest import REPOSITORY
@@ -322,3 +323,76 @@ def test_a_killed_run_leaves_no_final_file_and_no_orphan(notebook: Notebook, roo
     notebook("tiny")
     assert command("run", "tiny").returncode == 0
     assert files(root / "_build") == {"tiny.json", "tiny.ipynb"}, "what the killed run left is gone"
+
+
+def put(path: Path, scale: str = "quick", loss: float = 1.0, slug: str = "tiny") -> Path:
+    record = records.new(slug, scale, {"device": "cpu"})
+    record.metric("loss", loss)
+    return records.write(record, path)
+
+
+def test_the_table_says_where_verdicts_differ(notebook: Notebook, root: Path) -> None:
+    notebook("tiny")
+    (root / "book/claims/tiny.yaml").write_text(CLAIM)
+
+    def row() -> list[str]:
+        return verdicts.table().splitlines()[2].split("  ")[2:]
+
+    assert [cell.strip() for cell in row() if cell.strip()] == ["no result yet", "no result yet", "—"]
+    put(records.published_path("tiny", "quick"))
+    put(records.local_path("tiny", "quick"), loss=-2.0)
+    assert [cell.strip() for cell in row() if cell.strip()] == ["reproduced (quick)", "refuted (quick)", "differs"]
+    assert "tiny: 0 of 1 metrics equal" in verdicts.table()
+    put(records.local_path("tiny", "quick"), loss=2.0)
+    assert row()[-1] == "agrees"
+    put(records.local_path("tiny", "standard"), "standard")  # yours, of a scale that is not published
+    cells = [cell.strip() for cell in row() if cell.strip()]
+    assert cells == ["reproduced (quick)", "reproduced (standard)", "agrees"]
+
+
+def test_a_record_of_another_device_is_not_current(notebook: Notebook, root: Path) -> None:
+    notebook("tiny")
+    run.run("tiny", "quick")
+    assert run.is_current("tiny", "quick")
+    assert run.is_current("tiny", "quick", "cpu")
+    assert not run.is_current("tiny", "quick", "cuda")
+
+
+def executed(record: Path, **changes: object) -> None:
+    """A notebook beside a record, with one cell."""
+    cell = nbformat.v4.new_code_cell("print(1)", execution_count=1) | changes
+    run.write_notebook(nbformat.v4.new_notebook(cells=[cell]), record.with_suffix(".ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: put(path, "standard"), "is the record of tiny at scale standard: run `make"),
+        (lambda path: put(path, slug="other"), "is the record of other at scale quick: run `make"),
+        (lambda path: path.with_suffix(".ipynb").unlink(), r"tiny\.ipynb is missing"),
+        (lambda path: executed(path, execution_count=None), "is not executed to its end"),
+        (lambda path: executed(path, source=str(records.ROOT)), "shows a path of this machine"),
+        (
+            lambda path: (records.ROOT / "book/claims/tiny.yaml").write_text(CLAIM.replace("loss", "lots")),
+            "has no metric 'lots'",
+        ),
+    ],
+)
+def test_what_is_not_fit_to_print_is_not_published(
+    notebook: Notebook, root: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    notebook("tiny")
+    path = put(records.local_path("tiny", "quick"))
+    executed(path)
+    spoil(path)
+    with pytest.raises(run.UserError, match=message):
+        publish.publish("quick", ["tiny"])
+    assert files(root / "results") == set()
+
+
+def test_what_is_fit_to_print_is_published_as_it_is(notebook: Notebook, root: Path) -> None:
+    notebook("tiny")
+    path = put(records.local_path("tiny", "quick"))
+    executed(path)
+    assert publish.publish("quick", ["tiny"]) == ["tiny"]
+    assert (root / "results/quick/tiny.json").read_bytes() == path.read_bytes()

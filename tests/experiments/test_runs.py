@@ -84,14 +84,13 @@ def test_stacked_and_single_runs_agree() -> None:
     together = train("adam", settings(), (0, 1), stack=True)
     alone = train("adam", settings(), (0, 1))
     for ours, theirs in zip(together, alone, strict=True):
-        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-5)
 
 
 def test_the_cnn_runs_in_its_fast_layout() -> None:
     chosen = settings(model="cnn", num_epochs=1, num_train=64, batch_size=32, num_val=10)
     (history,) = train("sgd(0.01)", chosen)
     assert len(history.train_loss) == 2
-    assert history.train_loss[0] == pytest.approx(math.log(10), abs=1.5)
     model = models.cnn(1, 8, seed=0)  # its optimizer made before the layout changes: the same numbers
     ds = runs.dataset(chosen)
     by_hand = training.train(
@@ -104,13 +103,25 @@ def test_warmup_and_plateau_reach_the_optimizer() -> None:
     plain, warm = (train("sgd(0.1)", settings(warmup=w))[0].train_loss for w in (0, 10**6))
     assert warm[0] == plain[0]
     assert plain[-1] < 0.9 * plain[0]
-    assert warm[-1] == pytest.approx(training_start(), abs=0.2), "a millionth of a step moves nothing"
+    assert warm[-1] == pytest.approx(training_start(), abs=1e-4), "a millionth of a step moves nothing"
     # A loss that rises at every epoch: patience 5 is over after 6 more.
     rising = settings(num_epochs=9, num_train=8, lr_schedule=True)
     scheduled = train("sgd(0.3, maximize=True)", rising)[0]
     constant = train("sgd(0.3, maximize=True)", settings(num_epochs=9, num_train=8))[0]
     assert scheduled.train_loss[:7] == constant.train_loss[:7]
     assert scheduled.train_loss[8] < constant.train_loss[8]
+
+
+def test_warm_up_rises_in_a_line_and_then_stays() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    make = settings(warmup=4).schedule()
+    assert make is not None
+    scheduler, rates = make(optimizer), []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
 def training_start() -> float:

@@ -242,6 +242,17 @@ def test_clip_norm_of_a_group_uses_the_norm_of_all() -> None:
     assert params[1].item() == pytest.approx(-40 / 50)
 
 
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+def test_the_norm_of_a_complex_gradient_is_that_of_its_parts(norm_type: float) -> None:
+    pair = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
+    number = nn.Parameter(torch.zeros(2, dtype=torch.complex128))
+    pair.grad = torch.tensor([[3.0, -4.0], [1.0, 2.0]], dtype=torch.float64)
+    number.grad = torch.view_as_complex(pair.grad.clone())
+    for param in (pair, number):
+        optimizers.SGD([param], 1.0, extensions=[ClipNorm(1.0, norm_type)]).step()
+    torch.testing.assert_close(torch.view_as_real(number.detach()), pair.detach(), rtol=0, atol=1e-15)
+
+
 def test_clip_value_is_torchs() -> None:
     params = [nn.Parameter(torch.tensor(start)) for start in starts()]
     ours = [nn.Parameter(torch.tensor(start)) for start in starts()]

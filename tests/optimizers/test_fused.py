@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,78 @@ def test_eager_and_compiled_agree(name: str, extensions: Callable[[], list[Stage
         assert bool(optimizer.source()) is fused
     for eager, compiled in zip(*ends, strict=True):
         assert (eager - compiled).abs().max() <= 1e-6 * eager.abs().max()
+
+
+# Every flag and word of every rule. Each is also run without its flags: the two must not share a program.
+FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"momentum": 0.9}),
+    ("sgd", {"momentum": 0.9, "nesterov": True}),
+    ("sgd", {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    ("sgdw", {"momentum": 0.9, "decay": "lr"}),
+    ("sgdw", {"momentum": 0.9, "nesterov": True}),
+    ("rmsprop", {"momentum": 0.9}),
+    ("rmsprop", {"momentum": 0.9, "nesterov": True}),
+    ("rmsprop", {"centered": True}),
+    ("adam", {"weight_decay": 0.1}),
+    ("adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("adam", {"nesterov": True}),
+    ("adam", {"amsgrad": True}),
+    ("adamw", {"weight_decay": 0.1, "decay": "schedule"}),
+    ("nadam", {"momentum_decay": None}),
+    ("adamax", {"nesterov": True}),
+    ("amsgrad", {"nesterov": True}),
+    ("radam", {"nesterov": True, "threshold": 4.0}),
+    ("radam", {"betas": (0.9, 0.6)}),
+    ("adabound", {"gamma": 0.1, "nesterov": True}),
+    ("adabound", {"gamma": 0.1, "amsbound": True}),
+    ("aggmo", {"betas": (0.0, 0.5)}),
+    ("adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.5}),
+]
+
+
+def ends(
+    name: str,
+    options: dict[str, Any],
+    extensions: Callable[[], list[Stage]] = list,
+    second: dict[str, Any] | None = None,
+) -> Iterator[Tensor]:
+    """Where 30 steps in float64 under a schedule lead, eagerly and compiled; `second` is of the second group."""
+    for fused in (False, True):
+        params = parameters(torch.float64)
+        groups = [{"params": params[:2]}, {"params": params[2:], **(second or {})}]
+        optimizer = optimizers.create(name, groups, extensions=extensions(), fused=fused, **options)
+        scheduler = OneCycleLR(optimizer, 0.01, 31, cycle_momentum=False)
+        params = run(optimizer, 30, scheduler.step)
+        assert bool(optimizer.source()) is fused
+        yield torch.cat([param.flatten() for param in params])
+
+
+@pytest.mark.parametrize(("name", "options"), FORMS, ids=str)
+def test_every_form_of_a_rule_is_compiled_as_its_own(name: str, options: dict[str, Any]) -> None:
+    flags = {key: value for key, value in options.items() if isinstance(value, bool | str)}
+    rest = {key: value for key, value in options.items() if key not in flags}
+    for given in (rest, options) if flags else (options,):
+        eager, compiled = ends(name, given)
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("inner", ["reset", "average"])
+@pytest.mark.parametrize(("name", "options"), [("sgd", {"momentum": 0.9}), ("adam", {}), ("aggmo", {})])
+def test_lookaheads_inner_state_is_compiled(name: str, options: dict[str, Any], inner: Any) -> None:
+    kept, _ = ends(name, options, lambda: [Lookahead(3, 0.5)])
+    for own, second in ((inner, None), ("keep", {"lookahead_inner": inner})):
+        eager, compiled = ends(name, options, lambda own=own: [Lookahead(3, 0.5, own)], second)
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-13)
+        assert (kept - eager).abs().max() > 1e-4
+
+
+def test_a_lazy_parameter_has_its_size_at_the_first_step() -> None:
+    layer = nn.LazyLinear(300)
+    optimizer = Adam(layer.parameters())
+    assert "Execution: eager" in repr(optimizer)
+    layer(torch.ones(2, 400)).sum().backward()
+    optimizer.step()
+    assert "Execution: compiled" in repr(optimizer)
 
 
 def test_it_repeats_bit_for_bit_on_any_number_of_threads() -> None:

@@ -22,6 +22,8 @@ from optimizers import (
     Lookahead,
     run_hogwild,
 )
+from optimizers.chain import Chain
+from optimizers.stage import Place, Stage
 
 STARTS = [[[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5], [1.0, 1.0]], [1.0, -2.0], 0.5]
 
@@ -266,3 +268,26 @@ def test_a_copy_of_a_shared_optimizer_has_memory_of_its_own() -> None:
     optimizer.step()
     assert all(torch.equal(p.detach(), q) for p, q in zip(twins, parameters(), strict=True))
     assert all(state["step"] == 0 for state in twin.state.values())
+
+
+class Interrupted(Stage):
+    """While a step is computed, another process takes one of its own: all numbers of `other` fall by 1."""
+
+    place = Place.DIRECTION
+    other: Tensor
+
+    @staticmethod
+    def update(grad: Tensor) -> Tensor:
+        with torch.no_grad():
+            Interrupted.other.sub_(1.0)
+        return grad
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_a_step_of_another_process_in_between_is_not_lost(is_sparse: bool) -> None:
+    param = nn.Parameter(torch.tensor([[5.0], [3.0]], dtype=torch.float64))
+    optimizer = Chain([param], [Interrupted()], lr=1.0).share_memory()
+    Interrupted.other, grad = param, torch.tensor([[10.0], [0.0]], dtype=torch.float64)
+    param.grad = sparse(grad, [0]) if is_sparse else grad
+    optimizer.step()
+    assert param.tolist() == [[5 - 10 - 1], [3 - 1]]

@@ -360,14 +360,14 @@ def test_a_record_of_another_device_is_not_current(notebook: Notebook, root: Pat
 
 def executed(record: Path, **changes: object) -> None:
     """A notebook beside a record, with one cell."""
-    cell = nbformat.v4.new_code_cell("print(1)", execution_count=1) | changes
+    cell = nbformat.v4.new_code_cell(**{"source": "print(1)", "execution_count": 1, **changes})
     run.write_notebook(nbformat.v4.new_notebook(cells=[cell]), record.with_suffix(".ipynb"))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: put(path, "standard"), "is the record of tiny at scale standard: run `make"),
+        (lambda path: put(path, scale="standard"), "is the record of tiny at scale standard: run `make"),
         (lambda path: put(path, slug="other"), "is the record of other at scale quick: run `make"),
         (lambda path: path.with_suffix(".ipynb").unlink(), r"tiny\.ipynb is missing"),
         (lambda path: executed(path, execution_count=None), "is not executed to its end"),
@@ -377,6 +377,7 @@ def executed(record: Path, **changes: object) -> None:
             "has no metric 'lots'",
         ),
     ],
+    ids=["scale", "slug", "notebook", "unexecuted", "path", "metric"],
 )
 def test_what_is_not_fit_to_print_is_not_published(
     notebook: Notebook, root: Path, spoil: Callable[[Path], object], message: str

@@ -49,6 +49,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setenv("BOOK_ROOT", str(tmp_path))  # the same for what a test starts
+    # What a run tells its kernel by the environment goes with the test.
+    monkeypatch.setenv("EXPERIMENT_PROGRESS", "")
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     return tmp_path
 
 

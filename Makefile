@@ -78,8 +78,10 @@ INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check
 endif
 
 $(VENV)/.complete-book: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11: name another, make PYTHON=python3.12")'
-	@test ! -e $(VENV) -o -e $(VENV)/.ours -o -e $@ || { echo "error: $(VENV) was not made here: remove it, or name another, make VENV=.venv-book" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11: name another, make PYTHON=python3.12" >&2; exit 2; }
+	@test ! -e $(VENV) -o -e $(VENV)/.ours -o -e $@ || \
+		{ echo "error: $(VENV) was not made here: remove it, or name another, make VENV=.venv-book" >&2; exit 2; }
 	@test -e $@ || { echo "creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@touch $(VENV)/.ours
 	$(call install,book)

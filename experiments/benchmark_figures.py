@@ -1,6 +1,7 @@
 """The benchmark's figures and tables, drawn from its record."""
 
 import html
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -142,26 +143,33 @@ def table(record: Record, dataset: str) -> str:
     return _html(head, rows)
 
 
-# What a control is compared with, in words: the method; the plain rule that it may amount to.
+# A control's name in the record: the method it is held against; the plain rule that the method may amount to.
 CONTROLS = {
-    "momentum": ("momentum 0.99", "SGD, learning rate × 100"),
-    "radam": ("RAdam", "Adam, warm-up over 2,000 steps"),
-    "lr_dropout": ("Adam + LRD", "Adam, learning rate × ½"),
-    "radam_lr_dropout": ("RAdam + LRD", "RAdam, learning rate × ½"),
-    "lookahead_momentum": ("Lookahead(momentum)", "momentum, learning rate × ½"),
-    "lookahead_adam": ("Lookahead(Adam)", "Adam, learning rate × ½"),
-    "gradient_noise": ("Adam + noise", "the same, variance × 0.001"),
-    "gradient_dropout": ("Adam + gradient dropout", "Adam"),
+    "momentum": ("momentum", "SGD, learning rate × 100"),
+    "radam": ("radam", "Adam, warm-up over 2,000 steps"),
+    "lr_dropout": ("adam_lr_dropout", "Adam, learning rate × ½"),
+    "radam_lr_dropout": ("radam_lr_dropout", "RAdam, learning rate × ½"),
+    "lookahead_momentum": ("lookahead_momentum", "momentum, learning rate × ½"),
+    "lookahead_adam": ("lookahead_adam", "Adam, learning rate × ½"),
+    "gradient_noise": ("gradient_noise_adam", "the same, variance × 0.001"),
+    "gradient_dropout": ("gradient_dropout_adam", "Adam"),
 }
 
 
 def controls(record: Record) -> str:
     """The controls as an HTML table: ln(method's final training loss ÷ control's) and half its 95 % interval."""
     rows = []
-    for name, words in CONTROLS.items():
+    for name, (method, control) in CONTROLS.items():
         ratios = [record.get(f"controls.{dataset}.{name}.log_ratio") for dataset in datasets(record)]
-        rows.append((*words, *(_pm(values, "+z.2f") for values in ratios)))
+        rows.append((LABELS[method], control, *(_pm(values, "+z.2f") for values in ratios)))
     return _html(("method", "control", *(DATASETS[dataset] for dataset in datasets(record))), rows)
+
+
+def control_in_words(record: Record, name: str) -> str:
+    """How far a control itself has come, on the data set of the seven figures: a sentence of Markdown."""
+    losses = record.get(f"controls.{datasets(record)[0]}.{name}.control_loss")
+    ends = "diverges" if None in losses else f"ends at a training loss of {statistics.fmean(losses):.2f}"
+    return f"The control itself {ends}; guessing has {math.log(10):.2f}."
 
 
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,8 +39,8 @@ def _checked(slug: str, scale: str) -> str:
     path = records.local_path(slug, scale)
     if not path.exists():
         raise UserError(f"{slug} has no record at scale {scale}: {again}")
-    text = path.read_text(encoding="utf-8")
-    record = records.parse(text, path)
+    data = path.read_bytes()
+    record = records.parse(data, path)
     if (record.slug, record.scale) != (slug, scale):
         raise UserError(f"{path} is {record.name}: {again}")
     if record.provenance["code_hash"] != code_hash.of_notebook(records.source(slug), records.ROOT):
@@ -48,7 +48,7 @@ def _checked(slug: str, scale: str) -> str:
     if slug in claims.slugs():
         for claim in claims.load(slug):
             claim.verdict(record)  # a ClaimError here is better than one in the book
-    return text
+    return data.decode()
 
 
 def _notebook(slug: str) -> NotebookNode:

@@ -168,16 +168,16 @@ def write(record: Record, out: str | Path) -> Path:
 def read(path: str | Path) -> Record:
     """The record in a file; RecordError if it is damaged, of another format, or was edited by hand."""
     try:
-        return parse(Path(path).read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError) as error:
+        return parse(Path(path).read_bytes(), path)
+    except OSError as error:
         raise RecordError(f"{path} cannot be read ({error}): restore it, or run the experiment again") from error
 
 
-def parse(text: str, path: str | Path) -> Record:
-    """The record in a text that stands in the file `path`; RecordError as `read`."""
+def parse(data: bytes, path: str | Path) -> Record:
+    """The record in the bytes of the file `path`; RecordError as `read`."""
     mend = "records are written by notebooks, never by hand: restore it, or run the experiment again"
     try:
-        content = json.loads(text)
+        content = json.loads(data)
         stated = content.pop("digest")
         version = content.pop("format")
         record = Record(**content)

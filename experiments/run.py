@@ -29,8 +29,8 @@ from experiments.records import SCALES
 
 REQUIRED = ("scale", "seeds", "device", "out")
 KERNEL = {
-    # Sockets in files rather than ports: kernels that start side by side would race for the same port. The files
-    # are in the run's own folder, by relative names: a long path would be none for a socket.
+    # Sockets in files rather than ports: kernels that start side by side would race for the same port. Their
+    # names are relative to the run's own folder, for the whole path may be longer than a socket's name can be.
     "KernelManager": {"transport": "ipc"},
     # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
     "NotebookClient": {"shutdown_kernel": "immediate"},

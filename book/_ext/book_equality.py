@@ -14,20 +14,21 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from experiments import records
+from experiments.errors import UserError
 
 
 class Equality(EvidenceDirective):
     required_arguments = 1
     final_argument_whitespace = True
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         path = records.ROOT / "book" / "equality.yaml"
         self.env.note_dependency(str(path))
         group = self.arguments[0].removeprefix("behaviors ")
         part = "comparisons" if group == self.arguments[0] else "behaviors"
         tables = yaml.safe_load(path.read_text(encoding="utf-8"))[part]
         if group not in tables:
-            raise self.error(f"book/equality.yaml has no {part} for {group!r}: {', '.join(tables)}")
+            raise UserError(f"book/equality.yaml has no {part} for {group!r}: {', '.join(tables)}")
         if part == "behaviors":
             rows = [[[self.paragraph(row[key])] for key in ("other", "ours", "why")] for row in tables[group]]
             heads = ["There", "Here", "Because"]

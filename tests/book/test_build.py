@@ -1,5 +1,7 @@
 """Building the book: what is executed again and what is not, and that a failed or killed build changes nothing."""
 
+import asyncio
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -7,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from .conftest import ROOT
 
@@ -178,6 +182,32 @@ def test_what_computes_a_verdict_is_part_of_every_page(project: Path, monkeypatc
         before = module.machinery()
     (project / "experiments/run.py").write_text("", encoding="utf-8")
     assert module.machinery() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DeadKernelError("Kernel died"), "Kernel died"),
+        (CellTimeoutError("A cell timed out\nafter 300 s"), "A cell timed out"),
+    ],
+)
+def test_a_kernel_that_dies_is_one_line_that_names_the_page(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    module = load(project, monkeypatch)
+
+    async def execute(*_: object) -> None:
+        raise error
+
+    @contextlib.asynccontextmanager
+    async def kernel() -> AsyncIterator[tuple[None, None]]:
+        yield None, None
+
+    monkeypatch.setattr(module, "execute", execute)
+    monkeypatch.setattr(module, "kernel", kernel)
+    page = Path("book/part/chapter.md")
+    failures = asyncio.run(module.execute_all({page: None}, {page: "0" * 16}))
+    assert failures == [f"book/part/chapter.md: {message}"]
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,7 @@ class Board(book_evidence.Scoreboard):
         env = SimpleNamespace(docname="book/scoreboard", found_docs=found, app=app)
         self.state: Any = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
 
-    def paragraph(self, text: str, *classes: str) -> nodes.paragraph:
-        return nodes.paragraph("", text, classes=list(classes))
+    paragraph = Plain.paragraph
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def record() -> Record:
         for name in benchmark_figures.CONTROLS:
             ratios = {"radam": [None, 0.5], "lr_dropout": [-0.5, -0.25]}.get(name, [-0.25, 0.75])
             made.metric(f"controls.{dataset}.{name}.log_ratio", ratios)
+            losses = [None, 1.0] if name == "radam" else [1.9, 2.1]
+            made.metric(f"controls.{dataset}.{name}.control_loss", losses)
     for i, name in enumerate(LABELS):
         made.curve(f"lr/{name}", [0.1, 1.0], [[0.5, 0.4]], "learning rate", "validation loss")
         for key, value in (("rank", i + 1), ("rank_low", i + 1), ("rank_high", i + 2)):
@@ -86,10 +88,16 @@ def test_the_table_has_a_row_for_every_run(record: Record) -> None:
 def test_controls_are_shown_on_every_data_set(record: Record) -> None:
     head, *rows = cells_of(benchmark_figures.controls(record))
     assert head == ["method", "control", "digits", "MNIST"]
-    assert rows[0] == ["momentum 0.99", "SGD, learning rate × 100", *["+0.25 ± 6.4"] * 2]
+    assert rows[0] == ["momentum", "SGD, learning rate × 100", *["+0.25 ± 6.4"] * 2]
     assert rows[1] == ["RAdam", "Adam, warm-up over 2,000 steps", "diverged", "diverged"]
     assert rows[2][2:] == ["−0.38 ± 1.6"] * 2
     assert len(rows) == len(benchmark_figures.CONTROLS)
+
+
+def test_a_control_is_told_apart_from_one_that_only_guesses(record: Record) -> None:
+    said = [benchmark_figures.control_in_words(record, name) for name in ("momentum", "radam")]
+    assert said[0] == "The control itself ends at a training loss of 2.00; guessing has 2.30."
+    assert said[1] == "The control itself diverges; guessing has 2.30."
 
 
 def test_speeds_are_compared_within_a_round() -> None:

@@ -370,6 +370,7 @@ def executed(record: Path, **changes: object) -> None:
         (lambda path: put(path, scale="standard"), "is the record of tiny at scale standard: run `make"),
         (lambda path: put(path, slug="other"), "is the record of other at scale quick: run `make"),
         (lambda path: path.with_suffix(".ipynb").unlink(), r"tiny\.ipynb is missing"),
+        (lambda path: path.write_bytes(b"\xff"), r"tiny\.json is not a whole record"),
         (lambda path: executed(path, execution_count=None), "is not executed to its end"),
         (lambda path: executed(path, source=str(records.ROOT)), "shows a path of this machine"),
         (
@@ -377,7 +378,7 @@ def executed(record: Path, **changes: object) -> None:
             "has no metric 'lots'",
         ),
     ],
-    ids=["scale", "slug", "notebook", "unexecuted", "path", "metric"],
+    ids=["scale", "slug", "notebook", "damaged", "unexecuted", "path", "metric"],
 )
 def test_what_is_not_fit_to_print_is_not_published(
     notebook: Notebook, root: Path, spoil: Callable[[Path], object], message: str

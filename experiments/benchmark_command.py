@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import benchmark, data, mixes, records
-from experiments.claims import interval
 from experiments.errors import UserError
+from experiments.intervals import interval
 from experiments.records import Record
 from experiments.run import check_device
 from experiments.runs import Settings

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.benchmark import FIGURES, LABELS
-from experiments.claims import interval
+from experiments.intervals import interval
 from experiments.records import Record
 
 # (hue, dashes): what overlaps in one of the seven figures is told apart by its dashes.

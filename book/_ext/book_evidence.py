@@ -1,22 +1,23 @@
-"""The directives {claims}, {scoreboard} and {provenance}: what a paper claims, what was measured, on what.
+"""The directives {claims} and {provenance}: what a paper claims, what was measured, on what.
 
 Everything in them is computed from `book/claims/<slug>.yaml` and the published record when the page is read. The
 records and notebooks that they link to are copied into the site.
 """
 
 import shutil
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from book_values import EVERY, format_value, note, typeset
+from book_values import note, typeset
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from experiments import claims, code_hash, records
-from experiments.claims import Check, Claim, Evidence, Verdict
+from experiments.checks import Check, Evidence, Was
+from experiments.claims import Claim, Verdict
 from experiments.errors import UserError
 from experiments.records import Record
 
@@ -24,6 +25,7 @@ from experiments.records import Record
 MARKS = {
     "reproduced": "✓",
     "reproduced in part": "◐",
+    "undecided": "≈",
     "not reproduced at this scale": "○",
     "refuted": "✗",
     "not testable": "–",
@@ -58,7 +60,7 @@ class EvidenceDirective(SphinxDirective):
 
 
 class Claims(EvidenceDirective):
-    """{claims} slug -> each claim with its criteria, what was measured, and the verdict."""
+    """{claims} slug -> what was read, and each claim with its criteria, what was measured, and the verdict."""
 
     required_arguments = 1
 
@@ -66,7 +68,8 @@ class Claims(EvidenceDirective):
         slug = self.arguments[0]
         note(self.env, [slug])
         record = records.published(slug)
-        result: list[nodes.Node] = [self.card(claim, record) for claim in claims.load(slug)]
+        result: list[nodes.Node] = [self.paragraph(f"**What was read.** {claims.read(slug)}", "what-was-read")]
+        result += [self.card(claim, record) for claim in claims.load(slug)]
         if record is not None:
             files = nodes.paragraph("", "The evidence: ", classes=["evidence-files"])
             files += evidence_links(self, record)
@@ -74,31 +77,34 @@ class Claims(EvidenceDirective):
         return result
 
     def card(self, claim: Claim, record: Record | None) -> nodes.container:
+        """The claim and its checks; then how it was tried, and apart from them controls and preconditions."""
         verdict = claim.verdict(record)
-        heading = nodes.paragraph("", "", badge(verdict), classes=["claim-verdict"])
-        heading += nodes.inline("", f" {claim.where} · {claim.kind}", classes=["claim-where"])
-        checks = nodes.bullet_list(classes=["checks"])
-        evidence = (
-            verdict.evidence if verdict else [Evidence(c, None, None, None, "undecided") for c in claim.checks]
-        )
-        for item in evidence:
-            checks += self.check(item, record)
-        card = nodes.container("", heading, self.paragraph(claim.claim, "claim-text"), checks, classes=["claim"])
+        heading = nodes.paragraph("", "", badge(verdict), *qualification(verdict), classes=["claim-verdict"])
+        kind = f"{claim.kind}{', universal' * claim.universal}{' · the book’s own' * claim.own}"
+        heading += nodes.inline("", f" {claim.where} · {kind}", classes=["claim-where"])
+        card = nodes.container("", heading, self.paragraph(claim.claim, "claim-text"), classes=["claim"])
         card["ids"] = [f"claim-{claim.file.stem}-{claim.id}"]
         self.state.document.note_explicit_target(card)
+        evidence = verdict or Verdict("", *map(unmeasured, (claim.checks, claim.controls, claim.preconditions)))
+        card += [*self.criteria(evidence.evidence, record), *self.changes(claim.was)]
         card += self.paragraph(f"**Experiment.** {claim.experiment}", "claim-note")
         card += self.paragraph(f"**Control.** {claim.control}", "claim-note")
-        if claim.precondition is not None:
-            card += self.precondition(claim.precondition, record)
+        card += self.criteria(evidence.controls, record)
+        if claim.preconditions:
+            card += self.paragraph("**Precondition.** Without it the claim is not testable.", "claim-note")
+            card += self.criteria(evidence.preconditions, record)
         return card
 
-    def precondition(self, check: Check, record: Record | None) -> nodes.paragraph:
-        line = self.paragraph(f"**Precondition.** {check.says}", "claim-note")
-        text = f" ({check.describe(record.scale if record else check.only_at[0])})."
-        line += typeset(text if record is None else f"{text} Measured: {measured_text(record, check.metric)}.")
-        return line
+    def criteria(self, evidence: Sequence[Evidence], record: Record | None) -> list[nodes.Node]:
+        """A list of criteria; where their thresholds come from is said once if it is the same for all."""
+        if not evidence:
+            return []
+        origins = {item.check.origin for item in evidence}
+        common = self.paragraph(origin(origins.pop()), "origin") if len(origins) == 1 else None
+        lines = (self.check(item, record, own_origin=common is None) for item in evidence)
+        return [nodes.bullet_list("", *lines, classes=["checks"]), *([common] if common else [])]
 
-    def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
+    def check(self, item: Evidence, record: Record | None, own_origin: bool = True) -> nodes.list_item:
         scale = record.scale if record else item.check.only_at[0]
         line = self.paragraph(item.check.says, "check")
         line += nodes.Text(": ")
@@ -110,44 +116,12 @@ class Claims(EvidenceDirective):
             line.insert(1, nodes.Text(" "))
         criterion = typeset(item.check.describe(scale))
         line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
-        return nodes.list_item("", line)
+        source = [self.paragraph(origin(item.check.origin), "origin")] if own_origin else []
+        return nodes.list_item("", line, *source, *self.changes(item.check.was))
 
-
-class Scoreboard(EvidenceDirective):
-    """{scoreboard} -> every claim of every paper, its verdict, and where the evidence is."""
-
-    def make(self) -> list[nodes.Node]:
-        note(self.env, [EVERY])
-        papers = [(slug, claims.load(slug), records.published(slug)) for slug in claims.slugs()]
-        verdicts = [(slug, c, record, c.verdict(record)) for slug, cs, record in papers for c in cs]
-        if not verdicts:
-            return [nodes.paragraph("", "No paper has a claims file yet.")]
-        rows = [self.row(slug, claim, record, verdict) for slug, claim, record, verdict in verdicts]
-        table = make_table(["Claim", "Verdict", "Evidence"], rows, [55, 20, 25], "scoreboard")
-        counts = Counter(word(verdict) for *_, verdict in verdicts)
-        summary = nodes.paragraph(classes=["verdict-counts"])
-        for name in MARKS:
-            if counts[name]:
-                count = nodes.inline("", f"{counts[name]} ", classes=["count"])
-                summary += [nodes.inline("", "", count, badge_of(name), classes=["counted"]), nodes.Text("  ")]
-        return [summary, table]
-
-    def row(
-        self, slug: str, claim: Claim, record: Record | None, verdict: Verdict | None
-    ) -> list[list[nodes.Node]]:
-        text = self.paragraph(claim.claim)
-        source = self.paragraph(f"{{cite:t}}`{claim.paper}`, {claim.where}", "claim-where")
-        page = next((name for name in sorted(self.env.found_docs) if name.endswith(f"/{slug}")), None)
-        evidence = nodes.paragraph()
-        if page is not None:
-            target = self.env.app.builder.get_relative_uri(self.env.docname, page)
-            anchor = f"{target}#claim-{slug}-{claim.id}"
-            evidence += [nodes.reference("", "the chapter", refuri=anchor, internal=True), nodes.Text(" · ")]
-        if record is None:
-            evidence += nodes.inline("", "no result yet", classes=["no-result"])
-        else:
-            evidence += evidence_links(self, record)
-        return [[text, source], [nodes.paragraph("", "", badge(verdict))], [evidence]]
+    def changes(self, versions: Sequence[Was]) -> list[nodes.paragraph]:
+        """The criteria that were moved after the fact, in the open."""
+        return [self.paragraph(f"Until {was.date}: {was.old}. Changed: {was.why}", "was") for was in versions]
 
 
 class Provenance(EvidenceDirective):
@@ -209,8 +183,20 @@ def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.N
     return result
 
 
+def unmeasured(checks: Sequence[Check]) -> list[Evidence]:
+    """What stands in a card as long as there is no record."""
+    return [Evidence(check, None, None, None, "undecided") for check in checks]
+
+
+def origin(text: str) -> str:
+    """Where a threshold comes from, as the card says it."""
+    word, _, source = text.partition(":")
+    start = {"theory": "From theory", "paper": "From the paper", "pilot": "Chosen by the book"}[word]
+    return f"{start}: {source.strip()}"
+
+
 def measured(item: Evidence, scale: str) -> str:
-    """The mean, with its interval where several seeds give one."""
+    """The mean, with its interval where several seeds, or a grid, give one."""
     if item.mean is None or item.low is None or item.high is None:
         return "not finite"
     # As many digits as it takes to tell the number from the criterion it is held against.
@@ -220,11 +206,8 @@ def measured(item: Evidence, scale: str) -> str:
         digits += 1
     if item.low == item.high:
         return f"{item.mean:.{max(digits, 5)}g}" if abs(item.mean) >= 1 else f"{item.mean:.{digits}g}"
-    return f"{item.mean:.{digits}g} ({item.low:.{digits}g} to {item.high:.{digits}g})"
-
-
-def measured_text(record: Record, metric: str) -> str:
-    return format_value(record.get(metric), ".3g")
+    grid = ", the grid’s step included" if item.check.grid else ""
+    return f"{item.mean:.{digits}g} ({item.low:.{digits}g} to {item.high:.{digits}g}{grid})"
 
 
 def word(verdict: Verdict | None) -> str:
@@ -233,6 +216,13 @@ def word(verdict: Verdict | None) -> str:
 
 def badge(verdict: Verdict | None) -> nodes.inline:
     return badge_of(word(verdict))
+
+
+def qualification(verdict: Verdict | None) -> list[nodes.Node]:
+    """Behind the badge: that a control failed, which the reader of the verdict should know."""
+    if verdict is None or not verdict.qualified:
+        return []
+    return [nodes.Text(" "), nodes.inline("", "a control fails", classes=["qualified"])]
 
 
 def badge_of(name: str) -> nodes.inline:
@@ -267,7 +257,6 @@ def copy(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("book_values")
     app.add_directive("claims", Claims)
-    app.add_directive("scoreboard", Scoreboard)
     app.add_directive("provenance", Provenance)
     app.connect("build-finished", copy)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -22,8 +22,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-from experiments import claims, records
+from experiments import records
 from experiments.errors import UserError
+from experiments.intervals import interval
 from experiments.records import SCALES, Record
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def format_value(value: Any, form: str = "") -> str:
     if form.startswith("median") and isinstance(value, list) and None not in value:
         value, form = statistics.median(value), form.removeprefix("median")
     whole = isinstance(value, int) and not form  # a count is printed in full
-    mean, low, high = claims.interval(value)
+    mean, low, high = interval(value)
     if mean is None or low is None or high is None:
         return "not finite"
     if whole:

@@ -1,5 +1,6 @@
 """The claims as the page prints them: numbers are typeset wherever they stand."""
 
+import datetime
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from docutils import nodes
 
-from experiments.claims import Check, Claim
+from experiments.checks import Check, Grid, Was
+from experiments.claims import Claim
 from experiments.records import Record
 
 from .conftest import ROOT
@@ -16,10 +18,11 @@ from .conftest import ROOT
 sys.path.insert(0, str(ROOT / "book/_ext"))
 import book_equality
 import book_evidence
+import book_scoreboard
 
-LOW = Check("loss.low", "ln of a ratio", {"below": -0.4}, {})
-TINY = Check("loss.tiny", "a deviation", {"between": [-1e-12, 1e-12]}, {})
-SEEDS = Check("loss.seeds", "ln of a ratio, per seed", {"above": -2}, {})
+LOW = Check("loss.low", "ln of a ratio", {"below": -0.4}, origin="theory: eq. 1")
+TINY = Check("loss.tiny", "a deviation", {"between": [-1e-12, 1e-12]}, origin="paper: table 2")
+SEEDS = Check("loss.seeds", "ln of a ratio, per seed", {"above": -2}, origin="pilot: −1 had been computed")
 METRICS = {"loss": {"low": -1.38, "tiny": -2.5e-13, "seeds": [-1.0, -1.1, -1.2]}}
 
 
@@ -38,17 +41,14 @@ def record() -> Record:
     return Record("tiny", "quick", {"seeds": [0]}, metrics=METRICS)
 
 
-def test_a_precondition_has_minus_signs(record: Record) -> None:
-    text = Plain().precondition(LOW, record).astext()
-    assert text == "**Precondition.** ln of a ratio (< −0.4). Measured: −1.38."
-    text = Plain().precondition(TINY, record).astext()
-    assert text.endswith(" (−10−12 to 10−12). Measured: −2.5\u202f×\u202f10−13.")
-    assert Plain().precondition(LOW, None).astext() == "**Precondition.** ln of a ratio (< −0.4)."
+def claim_of(*checks: Check, **changes: Any) -> Claim:
+    texts = {"id": "one", "claim": "c", "where": "§1", "kind": "exact", "experiment": "run", "control": "none"}
+    fields: dict[str, Any] = {**texts, "paper": "key", "file": Path("tiny.yaml"), **changes}
+    return Claim(checks=checks, **fields)
 
 
 def test_a_check_has_minus_signs(record: Record) -> None:
-    claim = Claim("id", "claim", "§1", "empirical", "run", "control", (LOW, TINY, SEEDS), None, "key", Path("f"))
-    verdict = claim.verdict(record)
+    verdict = claim_of(LOW, TINY, SEEDS).verdict(record)
     assert verdict is not None
     texts = [Plain().check(item, record).astext() for item in verdict.evidence]
     assert "−1.38 criterion < −0.4" in texts[0]
@@ -59,27 +59,68 @@ def test_a_check_has_minus_signs(record: Record) -> None:
 
 def test_criteria_are_those_of_the_records_scale() -> None:
     later = Check("loss.low", "ln of a ratio", {}, {"paper": {"above": 0.123}}, only_at=("paper",))
-    claim = Claim("id", "claim", "§1", "empirical", "run", "control", (later,), None, "key", Path("f"))
-    verdict = claim.verdict(Record("tiny", "paper", {}, metrics={"loss": {"low": 0.12346}}))
+    verdict = claim_of(later).verdict(Record("tiny", "paper", {}, metrics={"loss": {"low": 0.12346}}))
     assert verdict is not None
     # Three digits would print the bound itself.
     text = Plain().check(verdict.evidence[0], Record("tiny", "paper", {})).astext()
     assert "0.1235 criterion > 0.123" in text
     # Without a record: the first scale that has a criterion.
     waiting = book_evidence.Evidence(later, None, None, None, "undecided")
-    assert Plain().check(waiting, None).astext().endswith("no result yet criterion > 0.123")
-    assert Plain().precondition(later, None).astext().endswith("(> 0.123).")
+    assert Plain().check(waiting, None).astext().startswith("ln of a ratio: no result yet criterion > 0.123")
 
 
-def test_a_card_holds_its_precondition(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The card of a claim, as a list of its paragraphs."""
     directive: Any = Plain()
-    directive.state = type("State", (), {"document": nodes.Element()})()
-    monkeypatch.setattr(nodes.Element, "note_explicit_target", lambda *_: None, raising=False)
-    claim = Claim("id", "claim", "§1", "empirical", "run", "control", (SEEDS,), LOW, "key", Path("f"))
-    assert "Measured: −1.38." in directive.card(claim, record).astext()
+    directive.state = SimpleNamespace(document=SimpleNamespace(note_explicit_target=lambda *_: None))
+    return lambda *args: [node.astext() for node in directive.card(*args).findall(nodes.paragraph)]
 
 
-class Board(book_evidence.Scoreboard):
+def test_a_card_keeps_controls_and_preconditions_apart(card: Any, record: Record) -> None:
+    claim = claim_of(SEEDS, controls=(TINY,), preconditions=(LOW,), kind="empirical", own=True)
+    lines = card(claim, record)
+    assert lines[0] == "✓ reproduced §1 · empirical · the book’s own"
+    starts = (
+        *("c", "holds ln of a ratio, per seed", "Chosen by the book: −1 had been computed"),
+        *("**Experiment.** run", "**Control.** none", "holds a deviation", "From the paper: table 2"),
+        *("**Precondition.** Without it", "holds ln of a ratio: −1.38", "From theory: eq. 1"),
+    )
+    assert len(lines) == 1 + len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines[1:], starts, strict=True)), lines
+    assert [line.count("no result yet") for line in card(claim, None)].count(1) == 4  # the badge, and three checks
+
+
+def test_a_control_that_fails_stands_beside_the_verdict(card: Any, record: Record) -> None:
+    failing = Check("loss.low", "a control", {"above": 0})
+    line = card(claim_of(SEEDS, controls=(failing,), universal=True), record)[0]
+    assert line == "✓ reproduced a control fails §1 · exact, universal"
+
+
+def test_each_check_says_where_its_threshold_comes_from(card: Any, record: Record) -> None:
+    """Once below them all if it is the same for all, else below each."""
+    lines = card(claim_of(LOW, TINY), record)
+    assert (lines[3], lines[5]) == ("From theory: eq. 1", "From the paper: table 2")
+    assert sum(line.startswith("From theory") for line in card(claim_of(LOW, LOW), record)) == 1
+
+
+def test_a_card_tells_what_was_changed(card: Any, record: Record) -> None:
+    was = Was("below −2", "the word is one-sided", datetime.date(2026, 11, 28))
+    moved = Check("loss.low", "says", {"below": -0.4}, origin="theory: eq. 1", was=(was,))
+    text = "Until 2026-11-28: below −2. Changed: the word is one-sided"
+    assert text in card(claim_of(moved), record)
+    assert text in card(claim_of(LOW, was=(was,)), record)
+
+
+def test_an_interval_says_that_it_includes_the_grid(record: Record) -> None:
+    ratio = Check("loss.seeds", "ln of a ratio", {"below": 0}, grid=Grid("ln", 2, 1))
+    text = book_evidence.measured(ratio.evidence(record), "quick")
+    # Student's t with two degrees of freedom, and ln 2 on either side.
+    half = 4.302653 * 0.1 / 3**0.5 + 0.693147
+    assert text == f"-1.1 ({-1.1 - half:.3g} to {-1.1 + half:.3g}, the grid’s step included)"
+
+
+class Board(book_scoreboard.Scoreboard):
     """The scoreboard without Sphinx, in a book with one chapter."""
 
     def __init__(self) -> None:
@@ -91,12 +132,9 @@ class Board(book_evidence.Scoreboard):
     paragraph = Plain.paragraph
 
 
-@pytest.mark.parametrize(
-    ("loss", "word"), [(0.5, "reproduced"), (2.0, "refuted"), (None, "not reproduced at this scale")]
-)
+@pytest.mark.parametrize(("loss", "word"), [(0.5, "reproduced"), (2.0, "refuted"), (None, "undecided")])
 def test_a_claim_wears_its_own_verdict(loss: float | None, word: str) -> None:
-    check = Check("loss", "small", {"below": 1.0}, {})
-    claim = Claim("one", "c", "§1", "exact", "x", "y", (check,), None, "key", Path("tiny.yaml"))
+    claim = claim_of(Check("loss", "small", {"below": 1.0}))
     made = Record("tiny", "quick", {}, metrics={"loss": loss})
     badge = f"{book_evidence.MARKS[word]} {word}"
     _, (cell,), (links,) = Board().row("tiny", claim, made, claim.verdict(made))

@@ -60,6 +60,7 @@ CONTRAST = """(selectors) => {
 }"""
 OURS = [
     *(".verdict", ".outcome", ".no-result", ".claim-where", ".claim-note", ".criterion", ".measured"),
+    *(".qualified", ".origin", ".was"),
     *(".provenance", ".provenance code", ".evidence-files", "figcaption p", ".book-figure svg text"),
     *(".ot-name", ".ot-end", ".ot-summary", ".ot-row label", ".ot-row output"),
 ]

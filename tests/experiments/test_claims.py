@@ -1,5 +1,6 @@
 """Verdicts from constructed records, one for every word, and a clear error for every mistake in the YAML."""
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments import claims, records
+from experiments import claims, intervals, records
+from experiments.checks import Check
 from experiments.errors import ClaimError
 
 Change = dict[str, Any]
@@ -26,7 +28,7 @@ def claim(root: Path) -> Callable[..., claims.Claim]:
     """Load a claim with two checks, a < 1 and b > 2, after changing fields of the claim or of the first check."""
 
     def load(check: Change | None = None, **changes: Any) -> claims.Claim:
-        first = {"metric": "a", "below": 1.0, "says": "small", **(check or {})}
+        first = {"metric": "a", "below": 1.0, "says": "small", "origin": "theory: eq. 1", **(check or {})}
         content = {
             **{
                 "id": "one",
@@ -36,51 +38,132 @@ def claim(root: Path) -> Callable[..., claims.Claim]:
                 "experiment": "x",
                 "control": "y",
             },
-            "checks": [first, {"metric": "b", "above": 2, "says": "large"}],
+            "checks": [first, {"metric": "b", "above": 2, "says": "large", "origin": "paper: table 1"}],
             **changes,
         }
         for fields in (first, content):
             for key in [key for key, value in fields.items() if value is REMOVE]:
                 del fields[key]
-        text = yaml.safe_dump({"paper": "key2015", "claims": [content]})
+        text = yaml.safe_dump({"paper": "key2015", "read": "All.", "claims": [content]})
         (root / "book/claims/tiny.yaml").write_text(text)
         return claims.load("tiny")[0]
 
     return load
 
 
+CONTROL = {"metric": "c", "above": 0, "says": "a control", "origin": "pilot: chosen"}
+WIDE = [0.0, 9.0, 0.0]  # an interval that decides nothing
+
+
 @pytest.mark.parametrize(
-    ("kind", "a", "b", "word"),
+    ("kind", "universal", "a", "b", "word"),
     [
-        ("exact", 0.5, 3.0, "reproduced"),
-        ("empirical", [0.5, 0.6, 0.5], [3.0, 3.1, 3.2], "reproduced"),
-        ("exact", 0.5, 1.0, "reproduced in part"),
-        ("empirical", [0.0, 9.0, 0.0], 3.0, "reproduced in part"),
-        ("exact", 1.5, 1.0, "refuted"),
-        ("exact", [0.0, 9.0, 0.0], 1.0, "refuted"),
-        ("empirical", 1.5, 1.0, "not reproduced at this scale"),
-        ("exact", [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], "not reproduced at this scale"),
-        ("exact", [0.5, None], None, "not reproduced at this scale"),
+        ("exact", False, 0.5, 3.0, "reproduced"),
+        ("exact", True, 0.5, 3.0, "reproduced"),
+        ("empirical", False, [0.5, 0.6, 0.5], [3.0, 3.1, 3.2], "reproduced"),
+        ("exact", False, 0.5, 1.0, "reproduced in part"),
+        ("exact", True, 0.5, 1.0, "refuted"),
+        ("exact", True, 0.5, WIDE, "reproduced in part"),
+        ("empirical", False, WIDE, 3.0, "reproduced in part"),
+        ("exact", False, 1.5, 1.0, "refuted"),
+        ("exact", False, WIDE, 1.0, "refuted"),
+        ("exact", True, WIDE, 1.0, "refuted"),
+        ("empirical", False, 1.5, 1.0, "not reproduced at this scale"),
+        ("empirical", False, 1.5, WIDE, "not reproduced at this scale"),
+        ("empirical", False, WIDE, WIDE, "undecided"),
+        ("exact", True, WIDE, WIDE, "undecided"),
+        ("exact", False, [0.5, None], None, "undecided"),
     ],
 )
-def test_every_word(claim: Callable[..., claims.Claim], kind: str, a: Any, b: Any, word: str) -> None:
-    verdict = claim(kind=kind).verdict(record(a=a, b=b))
+def test_every_word(
+    claim: Callable[..., claims.Claim], kind: str, universal: bool, a: Any, b: Any, word: str
+) -> None:
+    verdict = claim(kind=kind, universal=universal).verdict(record(a=a, b=b))
     assert verdict is not None
     assert verdict.word == word
     assert word in claims.WORDS
 
 
 def test_a_precondition_that_is_not_met(claim: Callable[..., claims.Claim]) -> None:
-    made = claim(precondition={"metric": "c", "above": 0, "says": "the effect can occur"})
+    made = claim(preconditions=[{**CONTROL, "metric": "d"}, CONTROL])
     for c, word in (
         (1.0, "reproduced"),
         (-1.0, "not testable"),
         ([-1.0, 1.0], "not testable"),
         (None, "not testable"),
     ):
-        verdict = made.verdict(record(a=0.5, b=3.0, c=c))
+        verdict = made.verdict(record(a=0.5, b=3.0, c=c, d=1.0))
         assert verdict is not None
         assert verdict.word == word
+        assert [item.check.metric for item in verdict.preconditions] == ["d", "c"]
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.5, 3.0), (0.5, 1.0), (1.5, 1.0), (WIDE, WIDE)])
+@pytest.mark.parametrize("kind", claims.KINDS)
+def test_a_control_qualifies_and_never_counts(
+    claim: Callable[..., claims.Claim], kind: str, a: Any, b: Any
+) -> None:
+    alone = claim(kind=kind).verdict(record(a=a, b=b))
+    made = claim(kind=kind, controls=[CONTROL])
+    for c, qualified in ((1.0, False), (-1.0, True), ([-1.0, 1.0], False)):
+        verdict = made.verdict(record(a=a, b=b, c=c))
+        assert verdict is not None
+        assert alone is not None
+        assert (verdict.word, verdict.evidence) == (alone.word, alone.evidence)
+        assert verdict.qualified is qualified
+        assert [item.check.metric for item in verdict.controls] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "value", "outcome"),
+    [
+        # a < 1: a factor of 2 between neighbours.
+        ({"ratio": 2}, 0.49, "holds"),
+        ({"ratio": 2}, 0.5, "undecided"),
+        ({"ratio": 2}, 2.0, "undecided"),
+        ({"ratio": 2}, 2.01, "fails"),
+        ({"ratio": 2, "steps": 2}, 2.01, "undecided"),
+        ({"ln": 2}, 1 - 0.694, "holds"),
+        ({"ln": 2}, 1 - 0.693, "undecided"),
+        ({"ln": 2}, 1.694, "fails"),
+        ({"ln": "spacing"}, 1.694, "undecided"),  # the record's own, 4
+        ({"log2": 2}, -0.01, "holds"),
+        ({"log2": 2}, 0.0, "undecided"),
+        ({"log2": 4}, -0.01, "undecided"),
+    ],
+)
+def test_the_interval_includes_the_grid(
+    claim: Callable[..., claims.Claim], grid: Change, value: float, outcome: str
+) -> None:
+    made = record(a=value, b=3.0)
+    made.parameters["spacing"] = 4
+    verdict = claim({"grid": grid}).verdict(made)
+    assert verdict is not None
+    assert (verdict.evidence[0].mean, verdict.evidence[0].outcome) == (value, outcome)
+
+
+def test_a_grid_that_the_record_does_not_name(claim: Callable[..., claims.Claim]) -> None:
+    with pytest.raises(ClaimError, match=r"tiny\.yaml: claim 'one': .* has no parameter 'spacing'"):
+        claim({"grid": {"ln": "spacing"}}).verdict(record(a=0.5, b=3.0))
+
+
+def test_what_was_changed_is_kept(claim: Callable[..., claims.Claim]) -> None:
+    was = {"old": "below 2", "why": "the word is one-sided", "date": datetime.date(2026, 11, 28)}
+    assert not claim().changed
+    for changed in (claim({"was": [was]}), claim(was=[was]), claim(controls=[{**CONTROL, "was": [was]}])):
+        assert changed.changed
+    assert claim({"was": [was]}).checks[0].was == (tuple(was.values()),)
+
+
+def test_a_claim_may_stand_elsewhere(claim: Callable[..., claims.Claim]) -> None:
+    assert (claim().paper, claim().own) == ("key2015", False)
+    elsewhere = claim(paper="other2016", own=True)
+    assert (elsewhere.paper, elsewhere.own) == ("other2016", True)
+
+
+def test_the_origin_of_a_claim_is_that_of_its_checks(claim: Callable[..., claims.Claim]) -> None:
+    made = claim({"origin": REMOVE}, origin="pilot: 0.126 had been computed")
+    assert [check.origin for check in made.checks] == ["pilot: 0.126 had been computed", "paper: table 1"]
 
 
 def test_no_record_no_verdict(claim: Callable[..., claims.Claim]) -> None:
@@ -89,10 +172,10 @@ def test_no_record_no_verdict(claim: Callable[..., claims.Claim]) -> None:
 
 def test_the_interval_is_students(claim: Callable[..., claims.Claim]) -> None:
     # By the table: t(0.975, 2) = 4.302653, and these three have standard deviation 1.
-    mean, low, high = claims.interval([1.0, 2.0, 3.0])
+    mean, low, high = intervals.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
-    assert claims.interval(5) == claims.interval([5]) == (5.0, 5.0, 5.0)
+    assert intervals.interval(5) == intervals.interval([5]) == (5.0, 5.0, 5.0)
     verdict = claim().verdict(record(a=[-1.0, 0.0, 1.0], b=3.0))
     assert verdict is not None
     first = verdict.evidence[0]
@@ -118,7 +201,7 @@ def test_the_interval_is_students(claim: Callable[..., claims.Claim]) -> None:
     ],
 )
 def test_outcomes(criterion: Change, low: float | None, high: float | None, outcome: str) -> None:
-    assert claims.Check("a", "says", criterion, {}).outcome("quick", low, high) == outcome
+    assert Check("a", "says", criterion).outcome("quick", low, high) == outcome
 
 
 def test_scales(claim: Callable[..., claims.Claim]) -> None:
@@ -130,7 +213,9 @@ def test_scales(claim: Callable[..., claims.Claim]) -> None:
     verdict = restricted.verdict(record(b=3.0))
     assert verdict is not None
     assert (verdict.word, len(verdict.evidence)) == ("reproduced", 1)
-    nothing = claim(checks=[{"metric": "a", "below": 1, "says": "s", "only_at": ["paper"]}]).verdict(record())
+    nothing = claim(
+        checks=[{"metric": "a", "below": 1, "says": "s", "only_at": ["paper"], "origin": "pilot: x"}]
+    ).verdict(record())
     assert nothing is not None
     assert nothing.word == "not testable"
 
@@ -157,7 +242,31 @@ def test_scales(claim: Callable[..., claims.Claim]) -> None:
         ({}, {"why": "x"}, "claim 'one': does not know `why`"),
         ({}, {"checks": []}, "`checks` must be a list of at least one check"),
         ({}, {"claim": 3}, "`claim` must be text, not 3"),
-        ({}, {"precondition": {"metric": "a", "says": "s"}}, "precondition: needs exactly one criterion"),
+        ({}, {"preconditions": [{"metric": "c", "says": "s"}]}, "precondition 1: needs exactly one criterion"),
+        ({}, {"preconditions": CONTROL}, "`preconditions` must be a list of at least one check"),
+        ({}, {"controls": []}, "`controls` must be a list of at least one check"),
+        ({}, {"controls": [{**CONTROL, "metric": "b"}]}, "claim 'one': b is both a check and a control"),
+        (
+            {"origin": REMOVE},
+            {},
+            "check 1: lacks `origin`, which says where the threshold comes from: `theory: <eq",
+        ),
+        ({"origin": "theory"}, {}, "check 1: `origin` must be `theory: <equation>`.*not 'theory'"),
+        ({"origin": "guess: 0.1"}, {}, "check 1: `origin` must be .*not 'guess: 0.1'"),
+        ({}, {"origin": 3}, "claim 'one': `origin` must be text, not 3"),
+        ({}, {"universal": "yes"}, "claim 'one': `universal` must be true or false, not 'yes'"),
+        ({}, {"universal": True, "kind": "empirical"}, "claim 'one': only an exact claim can be `universal`"),
+        ({}, {"own": 1}, "claim 'one': `own` must be true or false, not 1"),
+        ({}, {"paper": 1}, "claim 'one': `paper` must be text, not 1"),
+        ({"grid": 2}, {}, "check 1: `grid` must be \\{unit: factor\\}, the unit one of ratio, ln, log2.*not 2"),
+        ({"grid": {"ln": 1}}, {}, "check 1: `grid` must be"),
+        ({"grid": {"ln": 2, "ratio": 2}}, {}, "check 1: `grid` must be"),
+        ({"grid": {"ln": 2, "steps": 0}}, {}, "check 1: `grid` must be"),
+        ({"grid": {"steps": 2}}, {}, "check 1: `grid` must be"),
+        ({"was": {"old": "x"}}, {}, "check 1: `was` must be a list, oldest first, not"),
+        ({"was": [{"old": "x", "why": "y"}]}, {}, "check 1, was: lacks `date`"),
+        ({"was": [{"old": "x", "why": "y", "date": "today"}]}, {}, "was: `date` must be a date, .* not 'today'"),
+        ({}, {"was": [{"old": "", "why": "y", "date": "today"}]}, "claim 'one', was: `date` must be"),
         ({}, {"id": REMOVE}, "claim 1: lacks `id`"),
     ],
 )
@@ -181,9 +290,12 @@ def test_files_that_are_not_claims(root: Path) -> None:
         claims.load("tiny")
     for text, message in (
         ("a: [", "is not YAML"),
-        ("- 1", "must be a mapping with claims, paper"),
-        ("paper: x\nclaims: 3", "`claims` must be a list"),
-        ("paper: 3\nclaims: []", "`paper` must be a key of book/references.bib, not 3"),
+        ("- 1", "must be a mapping with claims, paper, read"),
+        ("a: 2026-99-99", "is not YAML"),
+        ("paper: x\nread: x\nclaims: 3", "`claims` must be a list"),
+        ("paper: 3\nread: x\nclaims: []", "`paper` must be a key of book/references.bib, not 3"),
+        ("paper: x\nclaims: []", "lacks `read`"),
+        ("paper: x\nread:\nclaims: []", "`read` must be a line on what was read of the paper, not None"),
     ):
         path.write_text(text)
         with pytest.raises(ClaimError, match=rf"tiny\.yaml.*{message}"):

@@ -48,7 +48,11 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One criterion: low < metric < high (or low ≤ metric ≤ high for `between`), possibly other at some scales."""
+    """One criterion: low < metric < high (or low ≤ metric ≤ high for `between`), possibly other at some scales.
+
+    With `over`, of the metric divided by that one, seed by seed. A `limit` may be reached later than any run ends:
+    its criterion can hold, but not fail.
+    """
 
     metric: str
     says: str
@@ -57,6 +61,8 @@ class Check:
     only_at: tuple[str, ...] = SCALES
     origin: str = "pilot: not said"
     grid: Grid | None = None
+    over: str | None = None
+    limit: bool = False
     was: tuple[Was, ...] = ()
 
     def bounds(self, scale: str) -> tuple[str, tuple[float, float]]:
@@ -81,11 +87,14 @@ class Check:
         else:
             inside = lower < low and high < upper
             outside = low >= upper if kind == "below" else high <= lower
-        return "holds" if inside else "fails" if outside else "undecided"
+        return "holds" if inside else "fails" if outside and not self.limit else "undecided"
 
     def evidence(self, record: Record) -> "Evidence":
-        """What a record says of it. RecordError if it lacks the metric, TypeError if that is no number."""
-        mean, low, high = interval(record.get(self.metric))
+        """What a record says of it. RecordError if it lacks the metric, TypeError if that holds no numbers."""
+        value = record.get(self.metric)
+        if self.over is not None:
+            value = _quotient(value, record.get(self.over))
+        mean, low, high = interval(value)
         if self.grid and low is not None and high is not None:
             low, high = self.grid.widen(low, high, record)
         return Evidence(self, mean, low, high, self.outcome(record.scale, low, high))
@@ -101,10 +110,23 @@ class Evidence(NamedTuple):
     outcome: Outcome
 
 
+def _quotient(above: Any, below: Any) -> Any:
+    """Seed by seed; null where either is, and where nothing divides."""
+    if not isinstance(above, list) and not isinstance(below, list):
+        above, below = [above], [below]
+    if not isinstance(above, list) or not isinstance(below, list) or len(above) != len(below):
+        raise TypeError(f"{above!r} and {below!r} are not of the same seeds")
+    if any(isinstance(item, str) for item in (*above, *below)):
+        raise TypeError(f"{above!r} ÷ {below!r} is not a number")
+    return [None if a is None or not b else a / b for a, b in zip(above, below, strict=True)]
+
+
 def parse(item: Any, where: str, origin: str | None = None) -> Check:
     """A check as it stands in a claims file; `origin` is its claim's. ClaimError for any mistake."""
-    keys(item, {"metric", "says"}, {*CRITERIA, "at", "only_at", "origin", "grid", "was"}, where)
+    keys(item, {"metric", "says"}, {*CRITERIA, *_OPTIONS}, where)
     metric, says = (text(item, key, where) for key in ("metric", "says"))
+    over = text(item, "over", where) if "over" in item else None
+    limit = flag(item, "limit", where)
     at, only_at = item.get("at", {}), item.get("only_at", list(SCALES))
     for name, scales in (("at", at), ("only_at", only_at)):
         if not isinstance(scales, dict if name == "at" else list) or any(scale not in SCALES for scale in scales):
@@ -121,9 +143,10 @@ def parse(item: Any, where: str, origin: str | None = None) -> Check:
     if source is None:
         raise ClaimError(f"{where}: lacks `origin`, which says where the threshold comes from: {_FORMS}")
     grid, was = _grid(item.get("grid"), where), parse_was(item, where)
-    return Check(metric, says, own, at, tuple(only_at), source, grid, was)
+    return Check(metric, says, own, at, tuple(only_at), source, grid, over, limit, was)
 
 
+_OPTIONS = ("at", "only_at", "origin", "grid", "over", "limit", "was")
 _FORMS = "`theory: <equation>`, `paper: <table or section>`, or `pilot: <what was known>`"
 
 
@@ -190,6 +213,14 @@ def text(item: dict[str, Any], key: str, where: str) -> str:
     value = item[key]
     if not isinstance(value, str) or not value.strip():
         raise ClaimError(f"{where}: `{key}` must be text, not {value!r}")
+    return value
+
+
+def flag(item: dict[str, Any], key: str, where: str) -> bool:
+    """A field that is true or false, or absent, which is false."""
+    value = item.get(key, False)
+    if not isinstance(value, bool):
+        raise ClaimError(f"{where}: `{key}` must be true or false, not {value!r}")
     return value
 
 

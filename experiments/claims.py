@@ -147,9 +147,7 @@ def _claim(item: Any, number: int, paper: str, path: Path) -> Claim:
     if item["kind"] not in KINDS:
         raise ClaimError(f"{where}: `kind` must be {' or '.join(KINDS)}, not {item['kind']!r}")
     for key in flags:
-        fields[key] = item.get(key, False)
-        if not isinstance(fields[key], bool):
-            raise ClaimError(f"{where}: `{key}` must be true or false, not {fields[key]!r}")
+        fields[key] = checks.flag(item, key, where)
     if fields["universal"] and item["kind"] != "exact":
         raise ClaimError(f"{where}: only an exact claim can be `universal`, which one failing check refutes")
     origin = checks.parse_origin(item, where)

@@ -15,6 +15,8 @@ EXACT = [(slug, claim) for slug in claims.slugs() for claim in claims.load(slug)
 def test_an_exact_claim_comes_out_as_published(slug: str, claim: Claim) -> None:
     paths = records.published_path(slug, "quick"), records.ROOT / "_build" / "nbval" / f"{slug}.json"
     verdicts = [claim.verdict(records.read(path)) for path in paths]
-    words, outcomes = zip(*((v.word, [item.outcome for item in (*v.evidence, *v.controls)]) for v in verdicts if v), strict=True)
+    words, outcomes = zip(
+        *((v.word, [item.outcome for item in (*v.evidence, *v.controls)]) for v in verdicts if v), strict=True
+    )
     assert words[0] == words[1]
     assert outcomes[0] == outcomes[1]

@@ -142,6 +142,28 @@ def test_the_interval_includes_the_grid(
     assert (verdict.evidence[0].mean, verdict.evidence[0].outcome) == (value, outcome)
 
 
+def test_one_metric_over_another_seed_by_seed(claim: Callable[..., claims.Claim]) -> None:
+    made = claim({"over": "b"})
+    # 0.5, 0.5, 0.5: paired by seed, the ratio has no spread, though both metrics have.
+    verdict = made.verdict(record(a=[2.0, 3.0, 4.0], b=[4.0, 6.0, 8.0]))
+    assert verdict is not None
+    assert verdict.evidence[0][1:] == (0.5, 0.5, 0.5, "holds")
+    for a, b in ((None, 4.0), ([2.0, None], [4.0, 4.0]), ([2.0, 2.0], [4.0, 0.0])):
+        verdict = made.verdict(record(a=a, b=b))
+        assert verdict is not None
+        assert (verdict.evidence[0].mean, verdict.evidence[0].outcome) == (None, "undecided")
+    for a, b, message in (([1.0], [1.0, 2.0], "not of the same seeds"), ("text", 3.0, "is not a number")):
+        with pytest.raises(ClaimError, match=rf"tiny\.yaml: claim 'one': .*{message}"):
+            made.verdict(record(a=a, b=b))
+
+
+def test_a_limit_can_hold_and_not_fail(claim: Callable[..., claims.Claim]) -> None:
+    for a, word in ((0.5, "reproduced"), (1.5, "reproduced in part")):
+        verdict = claim({"limit": True}, universal=True).verdict(record(a=a, b=3.0))
+        assert verdict is not None
+        assert verdict.word == word
+
+
 def test_a_grid_that_the_record_does_not_name(claim: Callable[..., claims.Claim]) -> None:
     with pytest.raises(ClaimError, match=r"tiny\.yaml: claim 'one': .* has no parameter 'spacing'"):
         claim({"grid": {"ln": "spacing"}}).verdict(record(a=0.5, b=3.0))
@@ -263,6 +285,8 @@ def test_scales(claim: Callable[..., claims.Claim]) -> None:
         ({"grid": {"ln": 2, "ratio": 2}}, {}, "check 1: `grid` must be"),
         ({"grid": {"ln": 2, "steps": 0}}, {}, "check 1: `grid` must be"),
         ({"grid": {"steps": 2}}, {}, "check 1: `grid` must be"),
+        ({"limit": 1}, {}, "check 1: `limit` must be true or false, not 1"),
+        ({"over": 1}, {}, "check 1: `over` must be text, not 1"),
         ({"was": {"old": "x"}}, {}, "check 1: `was` must be a list, oldest first, not"),
         ({"was": [{"old": "x", "why": "y"}]}, {}, "check 1, was: lacks `date`"),
         ({"was": [{"old": "x", "why": "y", "date": "today"}]}, {}, "was: `date` must be a date, .* not 'today'"),

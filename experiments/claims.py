@@ -158,8 +158,8 @@ def _claim(item: Any, number: int, paper: str, path: Path) -> Claim:
         fields[key] = tuple(
             checks.parse(one, f"{where}, {key.removesuffix('s')} {i}", origin) for i, one in enumerate(listed, 1)
         )
-    twice = {check.metric for check in fields["checks"]} & {check.metric for check in fields["controls"]}
-    if twice:
-        raise ClaimError(f"{where}: {', '.join(sorted(twice))} is both a check and a control: choose one")
+    checked, controlled = ({(one.metric, one.over) for one in fields[key]} for key in ("checks", "controls"))
+    if twice := sorted(metric for metric, _ in checked & controlled):
+        raise ClaimError(f"{where}: {', '.join(twice)} is both a check and a control: choose one")
     fields["paper"] = checks.text(item, "paper", where) if "paper" in item else paper
     return Claim(**fields, file=path, was=checks.parse_was(item, where))

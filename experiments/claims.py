@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     @property
     def qualified(self) -> bool:
         """Whether a control failed: then the word holds, but not for the reason, or the reach, that one thinks."""
-        return any(item.outcome == "fails" for item in self.controls)
+        return self.word != "not testable" and any(item.outcome == "fails" for item in self.controls)
 
 
 @dataclass(frozen=True)

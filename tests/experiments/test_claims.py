@@ -342,3 +342,54 @@ def test_the_books_own_claims_load_and_their_metrics_are_published(slug: str) ->
     assert published is not None, "no published record"
     for claim in claims.load(slug):
         assert claim.verdict(published) is not None
+
+
+EVERY = [(slug, claim) for slug in claims.slugs() for claim in claims.load(slug)]
+
+
+@pytest.mark.parametrize("slug", claims.slugs())
+def test_every_chapter_says_what_was_read(slug: str) -> None:
+    line = claims.read(slug)
+    assert len(line) > 10
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(("slug", "claim"), [pytest.param(*one, id=f"{one[0]}-{one[1].id}") for one in EVERY])
+def test_no_control_is_among_the_checks(slug: str, claim: claims.Claim) -> None:
+    """What is a control of one claim of a paper is a check of none, and what once was a control remains one."""
+    controls = {(check.metric, check.over) for other in claims.load(slug) for check in other.controls}
+    checks = {(check.metric, check.over) for check in claim.checks}
+    assert checks & controls == set()
+    assert [check.metric for check in claim.checks if "control" in f"{check.metric} {check.says}".lower()] == []
+    assert [check.metric for check in claim.checks if any("a check" in was.old for was in check.was)] == []
+
+
+# Corrected formulas, other rules, other settings: whatever they show, the claim is not about them.
+CONTROLS = [
+    *(("adam", "first_step.uncorrected"), ("adam", "invariance.down_default_eps")),
+    *(("adadelta", "units.matched"), ("adadelta", "slope.adagrad"), ("adamw", "fixed.derived")),
+    *(("hogwild", "delay.narrow_16"), ("hogwild", "delay.slow_64"), ("large_lr", "cluster.m200.ratio")),
+    *(("marginal_value", "rotation.excess"), ("marginal_value", "epsilon.excess")),
+    *(("nadam", "training.over_adam_half"), ("overview", "escape.adam"), ("lookahead", "variance.control")),
+]
+
+
+@pytest.mark.parametrize(("slug", "metric"), CONTROLS)
+def test_what_is_a_control(slug: str, metric: str) -> None:
+    loaded = claims.load(slug)
+    assert [claim.id for claim in loaded if metric in {check.metric for check in claim.checks}] == []
+    assert len([claim.id for claim in loaded if metric in {check.metric for check in claim.controls}]) == 1
+
+
+@pytest.mark.parametrize(("slug", "claim"), [pytest.param(*one, id=f"{one[0]}-{one[1].id}") for one in EVERY])
+def test_every_threshold_has_an_origin(root: Path, slug: str, claim: claims.Claim) -> None:
+    """Also without the loader's help: a claims file that loses one is refused."""
+    path = root / "book/claims" / f"{slug}.yaml"
+    content = yaml.safe_load(claim.file.read_text(encoding="utf-8"))
+    (found,) = (one for one in content["claims"] if one["id"] == claim.id)
+    found.pop("origin", None)
+    for check in found["checks"]:
+        check.pop("origin", None)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ClaimError, match=rf"claim '{claim.id}', check 1: lacks `origin`"):
+        claims.load(slug)

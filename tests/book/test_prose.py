@@ -58,10 +58,7 @@ def typed(text: str, record: Record) -> set[str]:
 
 def test_a_typed_number_is_found() -> None:
     record = Record("tiny", "quick", {}, metrics={"a": [0.1234, 0.1236], "b": -4.7161, "c": "text", "d": None})
-    text = (
-        "It is 0.1235 (12.35 %), and −4.72. Not: 0.129, 4.73, 0.12,\
-`4.716`, $4.716$, {value}`tiny:b|4.716`, v4.716"
-    )
+    text = "It is 0.1235 (12.35 %), and −4.72. Not: 0.129, 4.73, 0.12, `4.716`, $4.716$, {value}`tiny:b|4.716`"
     assert typed(prose(text), record) == {"0.1235", "12.35", "4.72"}
     cells = "```{code-cell}\n4.716\n```\n$$\n4.716\n$$ (eq-tiny)\n"
     assert typed(prose(cells), record) == set()

@@ -15,7 +15,7 @@ from experiments.records import SCALES, Record
 CRITERIA = ("below", "above", "between")
 ORIGINS = ("theory", "paper", "pilot")
 UNITS = ("ratio", "ln", "log2")
-HAIR = 1 + 1e-6
+ROUNDING = 1e-9
 Outcome = Literal["holds", "fails", "undecided"]
 
 
@@ -35,14 +35,14 @@ class Grid(NamedTuple):
     steps: int
 
     def widen(self, low: float, high: float, record: Record) -> tuple[float, float]:
-        """The interval with the grid's steps on either side, and a hair more: one step apart is not apart."""
+        """The interval with the grid's steps on either side."""
         factor = record.parameters.get(self.factor) if isinstance(self.factor, str) else self.factor
         if not isinstance(factor, int | float) or factor <= 1:
             raise RecordError(f"{record.name} has no parameter {self.factor!r} that is the factor of a grid")
         step = float(factor) ** self.steps
         if self.unit == "ratio":
-            return min(low * step, low / step) / HAIR, max(high * step, high / step) * HAIR
-        half = HAIR * (math.log(step) if self.unit == "ln" else math.log2(step))
+            return min(low * step, low / step), max(high * step, high / step)
+        half = math.log(step) if self.unit == "ln" else math.log2(step)
         return low - half, high + half
 
 
@@ -78,15 +78,19 @@ class Check:
         return {"below": f"< {high:g}", "above": f"> {low:g}", "between": f"{low:g} to {high:g}"}[kind]
 
     def outcome(self, scale: str, low: float | None, high: float | None) -> Outcome:
-        """Holds if the whole interval satisfies the criterion, fails if the whole interval violates it."""
+        """Holds if the whole interval satisfies the criterion, fails if the whole interval violates it.
+
+        With a grid in it, an interval that touches the bound decides nothing: one step apart is not apart.
+        """
         if low is None or high is None:
             return "undecided"
         kind, (lower, upper) = self.bounds(scale)
+        gap = ROUNDING if self.grid else 0.0
         if kind == "between":
-            inside, outside = lower <= low and high <= upper, high < lower or low > upper
+            inside, outside = lower <= low and high <= upper, high + gap < lower or low - gap > upper
         else:
             inside = lower < low and high < upper
-            outside = low >= upper if kind == "below" else high <= lower
+            outside = low - gap >= upper if kind == "below" else high + gap <= lower
         return "holds" if inside else "fails" if outside and not self.limit else "undecided"
 
     def evidence(self, record: Record) -> "Evidence":

@@ -6,6 +6,7 @@ records and notebooks that they link to are copied into the site.
 
 import shutil
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,18 @@ class Claims(EvidenceDirective):
         return card
 
     def criteria(self, evidence: Sequence[Evidence], record: Record | None) -> list[nodes.Node]:
-        """A list of criteria; where their thresholds come from is said once if it is the same for all."""
-        if not evidence:
-            return []
-        origins = {item.check.origin for item in evidence}
-        common = self.paragraph(origin(origins.pop()), "origin") if len(origins) == 1 else None
-        lines = (self.check(item, record, own_origin=common is None) for item in evidence)
-        return [nodes.bullet_list("", *lines, classes=["checks"]), *([common] if common else [])]
+        """A list of criteria. Where thresholds come from, and what was changed, is said once for all alike."""
+        lines = nodes.bullet_list(classes=["checks"])
+        for _, group in groupby(evidence, lambda item: (item.check.origin, item.check.was)):
+            same = list(group)
+            items = [self.check(item, record) for item in same]
+            these = f"These {len(same)}: " if len(same) > 1 else ""
+            items[-1] += self.paragraph(these + origin(same[-1].check.origin), "origin")
+            items[-1] += self.changes(same[-1].check.was, these)
+            lines += items
+        return [lines] if evidence else []
 
-    def check(self, item: Evidence, record: Record | None, own_origin: bool = True) -> nodes.list_item:
+    def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
         scale = record.scale if record else item.check.only_at[0]
         line = self.paragraph(item.check.says, "check")
         line += nodes.Text(": ")
@@ -116,12 +120,12 @@ class Claims(EvidenceDirective):
             line.insert(1, nodes.Text(" "))
         criterion = typeset(item.check.describe(scale))
         line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
-        source = [self.paragraph(origin(item.check.origin), "origin")] if own_origin else []
-        return nodes.list_item("", line, *source, *self.changes(item.check.was))
+        return nodes.list_item("", line)
 
-    def changes(self, versions: Sequence[Was]) -> list[nodes.paragraph]:
+    def changes(self, versions: Sequence[Was], these: str = "") -> list[nodes.paragraph]:
         """The criteria that were moved after the fact, in the open."""
-        return [self.paragraph(f"Until {was.date}: {was.old}. Changed: {was.why}", "was") for was in versions]
+        texts = (f"{these}Until {was.date}: {was.old}. Changed: {was.why}" for was in versions)
+        return [self.paragraph(text, "was") for text in texts]
 
 
 class Provenance(EvidenceDirective):

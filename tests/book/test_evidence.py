@@ -98,10 +98,12 @@ def test_a_control_that_fails_stands_beside_the_verdict(card: Any, record: Recor
 
 
 def test_each_check_says_where_its_threshold_comes_from(card: Any, record: Record) -> None:
-    """Once below them all if it is the same for all, else below each."""
+    """Once for all of which it is true."""
     lines = card(claim_of(LOW, TINY), record)
     assert (lines[3], lines[5]) == ("From theory: eq. 1", "From the paper: table 2")
-    assert sum(line.startswith("From theory") for line in card(claim_of(LOW, LOW), record)) == 1
+    lines = card(claim_of(LOW, LOW, TINY), record)
+    assert (lines[4], lines[6]) == ("These 2: From theory: eq. 1", "From the paper: table 2")
+    assert sum("From theory" in line for line in lines) == 1
 
 
 def test_a_card_tells_what_was_changed(card: Any, record: Record) -> None:

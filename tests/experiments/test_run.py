@@ -19,6 +19,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 Notebook = Callable[..., Path]
 CLAIM = """\
 paper: key2015
+read: All of it.
 claims:
   - id: grows
     claim: It grows.
@@ -26,7 +27,7 @@ claims:
     kind: exact
     experiment: x
     control: y
-    checks: [{metric: loss, above: -1, says: not negative}]
+    checks: [{metric: loss, above: -1, says: not negative, origin: "theory: x"}]
 """
 
 

@@ -34,18 +34,18 @@ from optimizers import SGD, SGDW, Adam, AdamW, Chain
 from optimizers.stage import Place, Stage
 from optimizers.weight_decay import DecoupledWeightDecay
 
-SETTINGS = {  # the grids begin at α = 2^alpha, λ' = 10^(l2 / 2) for Adam, λ = 10^(decay / 2) for AdamW
+SETTINGS = {  # the grids begin at α = 2^alpha, λ' = 10^(l2 / 2) for Adam, λ = 10^(decay / 2) for AdamW; so many α
     "quick": {
         **{"dataset": "digits", "hidden": 32, "examples": 128, "validation": 1309, "batch": 32, "epochs": 25},
-        **{"alpha": -8, "l2": -8, "decay": -7},
+        **{"alpha": -8, "alphas": 6, "l2": -8, "decay": -7},
     },
     "standard": {
         **{"dataset": "mnist", "hidden": 64, "examples": 500, "validation": 5000, "batch": 50, "epochs": 40},
-        **{"alpha": -10, "l2": -8, "decay": -9},
+        **{"alpha": -13, "alphas": 9, "l2": -8, "decay": -9},
     },
     "paper": {
         **{"dataset": "mnist", "hidden": 256, "examples": 10000, "validation": 10000, "batch": 128, "epochs": 60},
-        **{"alpha": -11, "l2": -9, "decay": -10},
+        **{"alpha": -13, "alphas": 8, "l2": -9, "decay": -10},
     },
 }[scale]
 record = records.new("adamw", scale, {"seeds": seeds, "device": device, **SETTINGS})
@@ -308,16 +308,16 @@ def mean_of(key):
 
 
 # %%
-side = 6
+columns, rows = SETTINGS["alphas"], 6
 chosen, without = {}, {}
 for name, (make, first_alpha, first_decay) in GRIDS.items():
-    alphas = [2.0**k for k in range(first_alpha, first_alpha + side)]
-    decays = [10 ** (k / 2) for k in range(first_decay, first_decay + side)]
+    alphas = [2.0**k for k in range(first_alpha, first_alpha + columns)]
+    decays = [10 ** (k / 2) for k in range(first_decay, first_decay + rows)]
     cells = [(alpha, decay) for decay in [0.0, *decays] for alpha in alphas]
     loss, _ = evaluate(train(make, cells, seeds), x_val, y_val)
-    loss = loss.double().nan_to_num(nan=math.inf).view(1 + side, side, len(seeds))  # decay × α × seeds
+    loss = loss.double().nan_to_num(nan=math.inf).view(1 + rows, columns, len(seeds))  # decay × α × seeds
     best = int(loss[1:].mean(-1).argmin())
-    chosen[name] = (alphas[best % side], decays[best // side])
+    chosen[name] = (alphas[best % columns], decays[best // columns])
     without[name] = (alphas[int(loss[0].mean(-1).argmin())], 0.0)
     record.metric(f"grid.{name}.alpha", chosen[name][0])
     record.metric(f"grid.{name}.decay", chosen[name][1])

@@ -98,14 +98,16 @@ class Claims(EvidenceDirective):
 
     def criteria(self, evidence: Sequence[Evidence], record: Record | None) -> list[nodes.Node]:
         """A list of criteria. Where thresholds come from, and what was changed, is said once for all alike."""
+        origins = run_ends([item.check.origin for item in evidence])
+        changes = run_ends([item.check.was for item in evidence])
         lines = nodes.bullet_list(classes=["checks"])
-        for _, group in groupby(evidence, lambda item: (item.check.origin, item.check.was)):
-            same = list(group)
-            items = [self.check(item, record) for item in same]
-            these = f"These {len(same)}: " if len(same) > 1 else ""
-            items[-1] += self.paragraph(these + origin(same[-1].check.origin), "origin")
-            items[-1] += self.changes(same[-1].check.was, these)
-            lines += items
+        for item, same_origin, same_change in zip(evidence, origins, changes, strict=True):
+            line = self.check(item, record)
+            if same_origin:
+                line += self.paragraph(these(same_origin) + origin(item.check.origin), "origin")
+            if same_change:
+                line += self.changes(item.check.was, these(same_change))
+            lines += line
         return [lines] if evidence else []
 
     def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
@@ -122,9 +124,9 @@ class Claims(EvidenceDirective):
         line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
         return nodes.list_item("", line)
 
-    def changes(self, versions: Sequence[Was], these: str = "") -> list[nodes.paragraph]:
+    def changes(self, versions: Sequence[Was], whose: str = "") -> list[nodes.paragraph]:
         """The criteria that were moved after the fact, in the open."""
-        texts = (f"{these}Until {was.date}: {was.old}. Changed: {was.why}" for was in versions)
+        texts = (f"{whose}Until {was.date}: {was.old}. Changed: {was.why}" for was in versions)
         return [self.paragraph(text, "was") for text in texts]
 
 
@@ -190,6 +192,16 @@ def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.N
 def unmeasured(checks: Sequence[Check]) -> list[Evidence]:
     """What stands in a card as long as there is no record."""
     return [Evidence(check, None, None, None, "undecided") for check in checks]
+
+
+def run_ends(values: Sequence[Any]) -> list[int]:
+    """For each value the length of the run of equals that it ends, or 0 if the next is equal, too."""
+    lengths = [len(list(run)) for _, run in groupby(values)]
+    return [length * (i == length) for length in lengths for i in range(1, length + 1)]
+
+
+def these(count: int) -> str:
+    return f"These {count}: " if count > 1 else ""
 
 
 def origin(text: str) -> str:

@@ -14,7 +14,7 @@ RUN := $(BIN)/python -m experiments
 export PYTHONPATH := $(CURDIR)
 
 .NOTPARALLEL:
-.PHONY: help reproduce book verdicts test serve data benchmark publish clean
+.PHONY: help reproduce book verdicts test serve data benchmark equality publish clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,9 @@ data: $(VENV)/.complete-book ## fetch and verify MNIST and CIFAR-10 (into DATA_D
 benchmark: $(VENV)/.complete-benchmarks ## time the optimizers' steps; hours, on a machine that does nothing else (DEVICE)
 	@$(BIN)/python -m benchmarks.step_time --device '$(or $(DEVICE),cpu)'
 
+equality: $(VENV)/.complete-peers ## step beside ten other libraries, and write down how far apart they are
+	@$(BIN)/python -m benchmarks.equality
+
 publish: $(VENV)/.complete-book ## check your records and copy them to results/ (SCALE, ONLY)
 	@$(RUN) publish --scale '$(SCALE)' --only '$(ONLY)'
 
@@ -91,3 +94,6 @@ $(VENV)/.complete-tests: $(VENV)/.complete-book
 
 $(VENV)/.complete-benchmarks: $(VENV)/.complete-book
 	$(call install,benchmarks)
+
+$(VENV)/.complete-peers: $(VENV)/.complete-book
+	$(call install,peers)

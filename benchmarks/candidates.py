@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .rules import LIBRARIES, Rule
+from .rules import PEERS, Rule
 
 Step = Callable[[], object]
 Build = Callable[[Sequence[Tensor]], Step]
@@ -105,7 +105,7 @@ def library(name: str) -> Any:
 
     timm imports torchvision, whose import takes a second try beside a CPU-only torch.
     """
-    module, package = LIBRARIES[name]
+    module, package = PEERS[name]
     try:
         if name == "timm":
             from experiments.data import import_torchvision
@@ -118,5 +118,5 @@ def library(name: str) -> Any:
 
 def versions(libraries: Collection[str]) -> dict[str, str]:
     """Package -> version of those of the libraries that are other people's."""
-    packages = [LIBRARIES[name][1] for name in LIBRARIES if name in libraries]
+    packages = [package for name, (_, package) in PEERS.items() if name in libraries]
     return {package: importlib.metadata.version(package) for package in packages}

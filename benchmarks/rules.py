@@ -23,6 +23,15 @@ LIBRARIES = {
     "optimi": ("optimi", "torch-optimi"),
     "timm": ("timm.optim", "timm"),
 }
+# Those that `equality` runs besides.
+PEERS = LIBRARIES | {
+    "adabound": ("adabound", "adabound"),  # its authors'
+    "keras": ("keras", "keras"),
+    "labml": ("labml_nn.optimizers.adam", "labml-nn"),
+    "optax": ("optax", "optax"),
+    "tinygrad": ("tinygrad.nn.optim", "tinygrad"),
+    "torchzero": ("torchzero", "torchzero"),
+}
 KEEP, ETA, GAMMA = 0.5, 0.3, 0.55  # learning-rate dropout's and gradient noise's
 
 

@@ -35,7 +35,8 @@ def publish(scale: str, only: Sequence[str] = ()) -> list[str]:
 
 def _checked(slug: str, scale: str) -> str:
     """The record as text, after all checks."""
-    again = f"run `make {'benchmark' if slug in records.COMMANDS else f'reproduce SCALE={scale} ONLY={slug}'}`"
+    command = records.COMMANDS.get(slug)
+    again = f"run `make {command.target if command else f'reproduce SCALE={scale} ONLY={slug}'}`"
     path = records.local_path(slug, scale)
     if not path.exists():
         raise UserError(f"{slug} has no record at scale {scale}: {again}")

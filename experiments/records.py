@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import code_hash
 from experiments.errors import RecordError
@@ -32,8 +32,21 @@ MAX_POINTS = 200
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
 CODE = ("benchmarks", "experiments", "notebooks", "optimizers")  # what the numbers come from
-# Records that a command writes, and no notebook: what is measured there needs the machine for itself.
-COMMANDS = {"speed": "benchmarks/step_time.py", "speed_cuda": "benchmarks/step_time.py"}
+
+
+class Command(NamedTuple):
+    """What writes a record that no notebook does."""
+
+    source: str  # a file, from the root
+    target: str  # of make
+
+
+# It needs the machine for itself, or other libraries.
+COMMANDS = {
+    "speed": Command("benchmarks/step_time.py", "benchmark"),
+    "speed_cuda": Command("benchmarks/step_time.py", "benchmark"),
+    "equality": Command("benchmarks/equality.py", "equality"),
+}
 
 
 @dataclass
@@ -205,7 +218,7 @@ def local(slug: str, scale: str) -> Record | None:
 
 def source(slug: str) -> Path:
     """The file that writes the record: a notebook, or one of `COMMANDS`."""
-    return ROOT / COMMANDS.get(slug, f"notebooks/{slug}.py")
+    return ROOT / (COMMANDS[slug].source if slug in COMMANDS else f"notebooks/{slug}.py")
 
 
 def published_path(slug: str, scale: str) -> Path:

@@ -13,6 +13,7 @@ from book_values import typeset
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from benchmarks import equality, rules
 from experiments import records
 from experiments.errors import UserError
 
@@ -34,15 +35,26 @@ class Equality(EvidenceDirective):
             heads = ["There", "Here", "Because"]
             return [make_table(heads, rows, [36, 36, 28], "facts", "equality")]
         rows = [
-            [[code(row["ours"])], [relation(row)], [self.theirs(row["theirs"])], [self.paragraph(row["why"])]]
+            [[code(row["ours"])], [relation(row)], self.other(row), [self.paragraph(row["why"])]]
             for row in tables[group]
         ]
         heads = ["Here", "Relation", "There", "Because"]
         return [make_table(heads, rows, [28, 16, 28, 28], "facts", "equality", "equality-pairs")]
 
-    def theirs(self, text: str) -> nodes.paragraph:
-        """Names of implementations, in which every call is code."""
-        return self.paragraph(re.sub(r"[\w.]+\((?:[^()]|\([^()]*\))*\)", r"`\g<0>`", text))
+    def other(self, row: dict[str, Any]) -> list[nodes.Node]:
+        """Names of implementations, every call as code, and how far the libraries' own code was from ours."""
+        names = self.paragraph(re.sub(r"[\w.]+\((?:[^()]|\([^()]*\))*\)", r"`\g<0>`", row["theirs"]))
+        path = records.published_path(equality.SLUG, equality.SCALE)
+        self.env.note_dependency(str(path))
+        if "libraries" not in row or not path.exists():
+            return [names]
+        record, run = records.read(path), nodes.paragraph(classes=["run"])
+        for call in row["libraries"]:
+            package, far = rules.PEERS[equality.library_of(call)][1], record.get(equality.key(row, call))
+            run += nodes.Text(", " if run.children else "run: ")
+            run += nodes.Text(f"{package} {record.provenance['packages'][package]}, ")
+            run += nodes.inline("", "", *typeset(f"{far:.0e}" if far else "0"), classes=["bound"])
+        return [names, run]
 
 
 def code(text: str) -> nodes.paragraph:

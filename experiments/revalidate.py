@@ -171,10 +171,11 @@ class _Session:
         """Run a notebook at quick scale with the code in a folder, in a process that ends with this one."""
         async with self.slots:
             print(f"running {slug} at quick scale with {whose}", flush=True)
+            paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "experiments", "run", slug, "--scale", "quick", "-p", "device", device),
                 cwd=code,
-                env={**os.environ, "PYTHONPATH": str(code), "BOOK_ROOT": str(book)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BOOK_ROOT": str(book)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )

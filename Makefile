@@ -14,7 +14,7 @@ RUN := $(BIN)/python -m experiments
 export PYTHONPATH := $(CURDIR)
 
 .NOTPARALLEL:
-.PHONY: help reproduce book verdicts test serve data benchmark equality publish clean
+.PHONY: help reproduce book verdicts test serve data benchmark equality publish revalidate clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ equality: $(VENV)/.complete-peers ## step beside ten other libraries, and write 
 
 publish: $(VENV)/.complete-book ## check your records and copy them to results/ (SCALE, ONLY)
 	@$(RUN) publish --scale '$(SCALE)' --only '$(ONLY)'
+
+revalidate: $(VENV)/.complete-book ## confirm published records whose code has changed, where no bit moves (SCALE, ONLY)
+	@$(RUN) revalidate --only '$(ONLY)' $(if $(filter command environment,$(firstword $(origin SCALE))),--scale '$(SCALE)')
 
 clean: ## delete all that was made, your runs included, but for .venv
 	rm -rf _build .snakemake .mypy_cache .ruff_cache .pytest_cache

@@ -5,7 +5,7 @@
 import sys
 
 sys.path.insert(0, workflow.basedir)
-from experiments import code_hash, records, run
+from experiments import records, run
 
 # Everything that is made, and Snakemake's own notes, is below _build.
 workdir: records.ROOT / "_build"
@@ -31,9 +31,7 @@ rule experiment:
     params:
         # What makes a result out of date: the notebook and the code that it uses. Its parameters, and the digests
         # of the data sets, stand in that code.
-        code=lambda wildcards: code_hash.of_notebook(
-            records.ROOT / "notebooks" / f"{wildcards.slug}.py", records.ROOT
-        ),
+        code=lambda wildcards: records.code_today(wildcards.slug, wildcards.scale),
     threads: lambda wildcards: run.defaults(wildcards.slug).get("threads", 1)
     shell:
         "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments run {wildcards.slug}"

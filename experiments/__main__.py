@@ -60,6 +60,10 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
             for slug in publish.publish(options.scale, _words(options.only)):
                 print(f"published {slug} at scale {options.scale}")
+        case "revalidate":
+            from experiments import revalidate
+
+            revalidate.revalidate(options.scale or None, _words(options.only), options.jobs)
         case "benchmark":
             from experiments import benchmark_command
 
@@ -103,11 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     verdicts = commands.add_parser("verdicts", help="print your verdicts beside the published ones")
     verdicts.add_argument("--scale")
     publish = commands.add_parser("publish", help="check your records and copy them to results/")
+    revalidate = commands.add_parser(
+        "revalidate", help="confirm published records for today's code, where it moves no bit at quick scale"
+    )
+    revalidate.add_argument("--scale", help="quick, standard or paper; by default all")
+    revalidate.add_argument("--jobs", type=int, metavar="N", help="runs side by side, by default one per core")
     _benchmark_options(commands.add_parser("benchmark", help="train one network with many optimizers"))
     commands.add_parser("data", help="fetch and verify every data set")
     for command in (run, reproduce, publish):
         command.add_argument("--scale", default="quick", help="quick (the default), standard or paper")
-    for command in (reproduce, publish):
+    for command in (reproduce, publish, revalidate):
         command.add_argument("--only", action="append", metavar="SLUGS", help="a list with commas, instead of all")
     for command in commands.choices.values():
         command.set_defaults(known=list(command._option_string_actions))

@@ -2,51 +2,62 @@
 
 It covers the notebook and, transitively, the project's modules that it imports. Comments, layout and docstrings do
 not count. `from optimizers import Adam` follows only the module that `optimizers/__init__.py` takes `Adam` from, so
-a change of one optimizer leaves the records of the others alone.
+a change of one optimizer leaves the records of the others alone. In a notebook, what `{"quick": …, …}[scale]` holds
+for other scales does not count either: other settings at quick scale leave the standard records alone.
 """
 
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from experiments.errors import UserError
 
 # These write down what was measured and change no number of it.
 BOOKKEEPING = frozenset({"experiments.records", "experiments.code_hash", "experiments.errors"})
+SCALES = ("quick", "standard", "paper")  # in rising order
+Loop = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp  # which has names of its own
 
 
-def of_notebook(path: Path, root: Path) -> str:
-    """The hash of a notebook's own code and of the modules below `root` that it uses; 16 hexadecimal digits.
+def of_notebook(path: Path, root: Path, scale: str) -> str:
+    """The hash of what a notebook (or script) at a scale is made of, and of the modules below `root` that it uses.
 
-    Raises UserError where one of these files is not Python.
+    16 hexadecimal digits. Raises UserError where one of these files is not Python.
     """
-    return _of_tree(_parse(path, path.stat().st_mtime_ns), root)
+    return _of_tree(_at_scale(path, path.stat().st_mtime_ns, scale), root, _package(path, root))
 
 
 def files_of_notebook(path: Path, root: Path) -> list[Path]:
     """The files that `of_notebook` reads."""
-    return [path, *modules(_parse(path, path.stat().st_mtime_ns), root).values()]
+    return [path, *modules(_parse(path, path.stat().st_mtime_ns), root, _package(path, root)).values()]
 
 
 def of_source(source: str, root: Path) -> str:
-    """The same for Python source at hand, such as the cells of a chapter, one after the other."""
+    """The same for Python source at hand, such as the cells of a chapter, one after the other; all of it counts."""
     return _of_tree(ast.parse(source), root)
 
 
-def _of_tree(tree: ast.Module, root: Path) -> str:
+def same_notebook(one: Path, other: Path, scale: str) -> bool:
+    """Whether two notebooks are the same code at a scale, whatever the modules are that they use."""
+    trees = [_at_scale(path, path.stat().st_mtime_ns, scale) for path in (one, other)]
+    return _canonical(trees[0]) == _canonical(trees[1])
+
+
+def _of_tree(tree: ast.Module, root: Path, package: str = "") -> str:
     parts = [_canonical(tree)]
     parts += [
-        f"{name}\n{_canonical_file(path, path.stat().st_mtime_ns)}" for name, path in modules(tree, root).items()
+        f"{name}\n{_canonical_file(path, path.stat().st_mtime_ns)}"
+        for name, path in modules(tree, root, package).items()
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def modules(tree: ast.AST, root: Path) -> dict[str, Path]:
-    """The project's modules that `tree` uses, transitively: dotted name -> file, sorted by name."""
+def modules(tree: ast.AST, root: Path, package: str = "") -> dict[str, Path]:
+    """The project's modules that `tree`, in a package, uses, transitively: dotted name -> file, sorted by name."""
     found: dict[str, Path] = {}
-    waiting = sorted(set(_imports(tree, "", root)))
+    waiting = sorted(set(_imports(tree, package, root)))
     while waiting:
         name = waiting.pop()
         path = _file(name, root)
@@ -90,6 +101,11 @@ def _absolute(node: ast.ImportFrom, package: str) -> str:
     return ".".join([*parents, *([node.module] if node.module else [])])
 
 
+def _package(path: Path, root: Path) -> str:
+    """What the relative imports in a file are relative to."""
+    return ".".join(path.parent.relative_to(root).parts)
+
+
 def _file(name: str, root: Path) -> Path | None:
     stem = root.joinpath(*name.split("."))
     candidates = (stem.with_name(stem.name + ".py"), stem / "__init__.py")
@@ -99,6 +115,10 @@ def _file(name: str, root: Path) -> Path | None:
 # The book asks for two dozen notebooks in a row, most of which use the same files.
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path, mtime_ns: int) -> ast.Module:
+    return _read(path)
+
+
+def _read(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
@@ -147,3 +167,83 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
         case [ast.Expr(value=ast.Constant(value=str())), *rest]:
             return rest
     return body
+
+
+@functools.lru_cache(maxsize=256)
+def _at_scale(path: Path, mtime_ns: int, scale: str) -> ast.Module:
+    """The syntax tree of a notebook without what only other scales use; where that is in doubt, with all of it."""
+    tree = _read(path)
+    nodes = list(ast.walk(tree))
+    loops = [node for node in nodes if isinstance(node, Loop)]
+    hidden = {id(node) for loop in loops if _is_target("scale", loop) for node in ast.walk(loop)}
+    nodes = [node for node in nodes if id(node) not in hidden]
+    bound = Counter(name for node in nodes for name in _bound_by(node))
+    if bound["scale"] != 1:  # by the parameters, and by something else
+        return tree
+    read: list[ast.expr | None] = [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Load)
+        and isinstance(node.slice, ast.Name)
+        and node.slice.id == "scale"
+    ]
+    # A table with a name counts if nothing else is done with it: it occurs where it is made, and where it is read.
+    occurs = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    uses = Counter(value.id for value in read if isinstance(value, ast.Name))
+    for statement in tree.body:
+        match statement:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=value)
+            ) if uses[name] and bound[name] == 1 and occurs[name] == 1 + uses[name]:
+                read.append(value)
+    for table in read:
+        if isinstance(table, ast.Dict):
+            _choose(table, scale, bound)
+    return tree
+
+
+def _choose(table: ast.Dict, scale: str, bound: Container[str]) -> None:
+    """Take the entries of other scales out of a table, in place, but for those whose making does something."""
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in table.keys]
+    if scale not in keys or not set(keys) <= set(SCALES):
+        return
+    kept = [
+        (key, value)
+        for key, value, name in zip(table.keys, table.values, keys, strict=True)
+        if name == scale or not all(_is_inert(node, bound) for node in ast.walk(value))
+    ]
+    table.keys, table.values = [key for key, _ in kept], [value for _, value in kept]
+
+
+def _is_inert(node: ast.AST, bound: Container[str]) -> bool:
+    """Whether to evaluate an expression of this kind changes nothing, such as the state of a random generator."""
+    match node:
+        case ast.Call(func=ast.Name(id=name)):
+            return name in ("dict", "list", "range", "tuple") and name not in bound
+    return not isinstance(node, ast.Call | ast.Await | ast.Yield | ast.YieldFrom | ast.NamedExpr)
+
+
+def _is_target(name: str, loop: Loop) -> bool:
+    targets = (node for part in loop.generators for node in ast.walk(part.target))
+    return any(isinstance(node, ast.Name) and node.id == name for node in targets)
+
+
+def _bound_by(node: ast.AST) -> Iterator[str]:
+    """The names that a node of a syntax tree binds or deletes, without those of its children."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) | ast.arg(arg=name):
+            yield name
+        case ast.alias(name=name, asname=alias):
+            yield alias or name.partition(".")[0]
+        case (
+            ast.FunctionDef(name=str(name))
+            | ast.AsyncFunctionDef(name=str(name))
+            | ast.ClassDef(name=str(name))
+            | ast.ExceptHandler(name=str(name))
+            | ast.MatchAs(name=str(name))
+            | ast.MatchStar(name=str(name))
+            | ast.MatchMapping(rest=str(name))
+        ):
+            yield name

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nbformat import NotebookNode
 
-from experiments import claims, code_hash, records, run
+from experiments import claims, records, run
 from experiments.errors import UserError
 
 
@@ -44,7 +44,7 @@ def _checked(slug: str, scale: str) -> str:
     record = records.parse(data, path)
     if (record.slug, record.scale) != (slug, scale):
         raise UserError(f"{path} is {record.name}: {again}")
-    if record.provenance["code_hash"] != code_hash.of_notebook(records.source(slug), records.ROOT):
+    if not record.is_of(records.code_today(slug, scale)):
         raise UserError(f"{record.name} is not of today's code: {again}")
     if slug in claims.slugs():
         for claim in claims.load(slug):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # reading a record needs no torch, whose import takes two sec
     from experiments.data import Dataset
 
 FORMAT = 1
-SCALES = ("quick", "standard", "paper")  # in rising order
+SCALES = code_hash.SCALES
 MAX_POINTS = 200
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
@@ -123,6 +123,11 @@ class Record:
     def name(self) -> str:
         return f"the record of {self.slug} at scale {self.scale}"
 
+    def is_of(self, code: str | None) -> bool:
+        """Whether it was measured with the code of that hash, or confirmed for it (see `revalidate`)."""
+        confirmations = self.provenance.get("confirmations", [])
+        return code is not None and code in [known["code_hash"] for known in (self.provenance, *confirmations)]
+
     def content(self) -> dict[str, Any]:
         """Everything that the digest covers, as plain JSON values."""
         return {
@@ -150,17 +155,11 @@ def new(
 
     torch.set_num_threads(threads)
     plain = {key: _plain(value, f"parameter {key!r}") for key, value in parameters.items()}
-    device = str(plain.get("device", "cpu"))
-    code = source(slug)
     provenance = {
-        **_commit(),
-        "code_hash": code_hash.of_notebook(code, ROOT) if code.exists() else None,
+        **commit(),
+        "code_hash": code_today(slug, scale),
         "data": {},
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "device_name": _device_name(device),
+        **machine(str(plain.get("device", "cpu"))),
         "threads": threads,
         "precision": precision,
     }
@@ -172,8 +171,12 @@ def write(record: Record, out: str | Path) -> Path:
     now = datetime.datetime.now(datetime.UTC)
     record.provenance["seconds"] = round(time.perf_counter() - record._began, 2)
     record.provenance["finished"] = now.isoformat(timespec="seconds")
-    content = record.content()
-    path = Path(out)
+    return save(record, out)
+
+
+def save(record: Record, out: str | Path) -> Path:
+    """Write the record as it is, whole or not at all, with its digest; returns `out` as a path."""
+    content, path = record.content(), Path(out)
     write_text(path, _readable({**content, "digest": digest(content)}))
     return path
 
@@ -219,6 +222,12 @@ def local(slug: str, scale: str) -> Record | None:
 def source(slug: str) -> Path:
     """The file that writes the record: a notebook, or one of `COMMANDS`."""
     return ROOT / (COMMANDS[slug].source if slug in COMMANDS else f"notebooks/{slug}.py")
+
+
+def code_today(slug: str, scale: str) -> str | None:
+    """The hash of what writes the record at a scale, and of all that this uses, as it is now; None without it."""
+    path = source(slug)
+    return code_hash.of_notebook(path, ROOT, scale) if path.exists() else None
 
 
 def published_path(slug: str, scale: str) -> Path:
@@ -276,7 +285,9 @@ def _plain(value: Any, what: str) -> Any:
     raise ValueError(f"{what} is a {type(value).__name__}; a record holds numbers, text, and lists of them")
 
 
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
+    """The commit that is checked out, None outside a repository, and whether the code differs from it."""
+
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(ROOT), *arguments]
         try:
@@ -285,8 +296,19 @@ def _commit() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *CODE)
-    return {"commit": commit, "dirty": None if commit is None else bool(changes)}
+    head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *CODE)
+    return {"commit": head, "dirty": None if head is None else bool(changes)}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the digits of a number depend on, besides the code."""
+    return {
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "device_name": _device_name(device),
+    }
 
 
 def _device_name(device: str) -> str:

@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from experiments import code_hash, records
+from experiments import records
 from experiments.errors import RecordError, UserError
 from experiments.records import SCALES
 
@@ -87,10 +87,9 @@ def is_current(slug: str, scale: str, device: str | None = None) -> bool:
         record = records.local(slug, scale)
     except RecordError:  # damaged or edited: as good as none
         return False
-    today = code_hash.of_notebook(_source(slug), records.ROOT)
     return (
         record is not None
-        and record.provenance["code_hash"] == today
+        and record.is_of(records.code_today(slug, scale))
         and device in (None, record.provenance["device"])
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments import claims, code_hash, records
+from experiments import claims, records
 from experiments.errors import RecordError
 from experiments.records import SCALES, Record
 
@@ -47,11 +47,9 @@ def _yours(slug: str, scale: str | None) -> Record | None:
 def _notes(slug: str, published: Record | None, yours: Record | None) -> list[str]:
     """What a reader should know about the two records of one paper."""
     notes = []
-    source = records.source(slug)
     for whose, record in (("the published", published), ("your", yours)):
-        if not record or not source.exists():
-            continue
-        if record.provenance["code_hash"] != code_hash.of_notebook(source, records.ROOT):
+        today = record and records.code_today(slug, record.scale)
+        if record and today and not record.is_of(today):
             notes.append(f"{slug}: {whose} {record.scale} record is of other code than today's")
     if published and yours and published.scale == yours.scale:
         keys = published.keys()

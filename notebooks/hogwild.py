@@ -8,6 +8,7 @@
 #     display_name: Python 3
 #     language: python
 #     name: python3
+#   races: [real.two, real.difference, real.overlap, real.lost, real.*_delay, real/two, real/delay]
 # ---
 
 # %% [markdown]

@@ -161,18 +161,22 @@ class Provenance(EvidenceDirective):
         }
         for name, value in facts.items():
             line += [nodes.Text(f" · {name}: "), nodes.literal("", str(value))]
-        if self.is_of_other_code(record):
-            line += [nodes.Text(" · "), nodes.strong("", "measured with an earlier version of this code")]
+        line += self.since(record, commit)
         return [line]
 
-    def is_of_other_code(self, record: Record) -> bool:
-        """Whether the code that the numbers come from has changed since."""
-        source = records.source(record.slug)
-        if not source.exists():
-            return False
+    def since(self, record: Record, commit: str) -> list[nodes.Node]:
+        """What has become of the code that the numbers come from, where it has changed."""
+        source, today = records.source(record.slug), records.code_today(record.slug, record.scale)
+        if today is None:
+            return []
         for file in code_hash.files_of_notebook(source, records.ROOT):
             self.env.note_dependency(str(file))
-        return bool(code_hash.of_notebook(source, records.ROOT) != record.provenance["code_hash"])
+        if not record.is_of(today):
+            return [nodes.Text(" · "), nodes.strong("", "measured with an earlier version of this code")]
+        for one in record.provenance.get("confirmations", []):
+            if one["code_hash"] == today:
+                return [nodes.Text(f" · measured with {commit}, confirmed for today's code on {one['date']}")]
+        return []
 
 
 def evidence_links(directive: EvidenceDirective, record: Record) -> list[nodes.Node]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from docutils import nodes
 
+from experiments import records
 from experiments.checks import Check, Grid, Was
 from experiments.claims import Claim
 from experiments.records import Record
@@ -160,3 +161,34 @@ def test_a_claim_wears_its_own_verdict(loss: float | None, word: str) -> None:
 )
 def test_a_row_of_the_equality_table_says_what_its_test_asks(row: dict[str, Any], text: str) -> None:
     assert book_equality.relation(row).astext() == text
+
+
+class Line(book_evidence.Provenance):
+    """The line of provenance without Sphinx."""
+
+    def __init__(self) -> None:
+        env = SimpleNamespace(note_dependency=lambda file: None)
+        self.state: Any = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
+
+    def text(self, record: Record) -> str:
+        return nodes.paragraph("", "", *self.since(record, "0123456789")).astext()
+
+
+def test_what_has_become_of_the_code() -> None:
+    """Today's code, earlier code, and earlier code whose numbers were confirmed for today's."""
+    today, earlier = records.code_today("adam", "quick"), {"code_hash": "0" * 16}
+    confirmations = [
+        {"code_hash": "1" * 16, "date": "2026-01-02"},
+        {"code_hash": today, "date": "2026-02-03"},
+    ]
+
+    def text(**provenance: Any) -> str:
+        return Line().text(Record("adam", "quick", {}, provenance=provenance))
+
+    assert text(code_hash=today) == ""
+    assert text(**earlier) == " · measured with an earlier version of this code"
+    assert text(**earlier, confirmations=confirmations[:1]) == " · measured with an earlier version of this code"
+    assert (
+        text(**earlier, confirmations=confirmations)
+        == " · measured with 0123456789, confirmed for today's code on 2026-02-03"
+    )

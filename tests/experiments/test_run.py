@@ -55,6 +55,14 @@ def files(folder: Path) -> set[str]:
             "tiny has no record at scale quick: run `make reproduce SCALE=quick ONLY=tiny`",
         ),
         (["publish", "--", "x"], "publish takes nothing after --"),
+        (["revalidate", "--scale", "foo"], "there is no scale 'foo'; there are quick, standard, paper"),
+        (["revalidate", "--only", "nope"], "there is no notebook 'nope'; there are tiny in notebooks/"),
+        (["revalidate", "--only", "tiny"], "no record of tiny is published"),
+        (
+            ["revalidate", "--only", "speed", "--scale", "quick"],
+            "no record of speed is published at scale quick",
+        ),
+        (["revalidate", "--jobs", "0"], "jobs must be 1 or more, not 0"),
         (
             ["publish", "--only", "speed"],
             "speed is measured at scale standard: make publish SCALE=standard ONLY=speed",

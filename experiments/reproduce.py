@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from experiments import records, run
+from experiments import environment, records, run
 from experiments.errors import UserError
 
 
@@ -57,7 +57,7 @@ def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequen
     config = ["--config", f"device={device}"] if device else []
     return [
         *(sys.executable, "-m", "snakemake", *targets),
-        *("--snakefile", str(run.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
+        *("--snakefile", str(environment.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
         # Never by modification times: after a clone they mean nothing. The lock is ours, see above.
         *("--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going"),
         *([] if os.environ.get("VERBOSE") else ["--quiet", "all"]),

@@ -40,9 +40,8 @@ LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "boo
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, environment, records  # noqa: E402
+from experiments import code_hash, console, environment, kernels, records  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
-from experiments.kernels import Kernel  # noqa: E402
 
 # By name: a kernel says no more of an error.
 USER_ERRORS = {"UserError", *(kind.__name__ for kind in UserError.__subclasses__())}
@@ -149,6 +148,8 @@ def key_of(page: Path, notebook: NotebookNode) -> str:
         ) from error
     files = [path for pattern in ("results/*/*.json", "book/claims/*.yaml") for path in ROOT.glob(pattern)]
     whole = hashlib.sha256(f"{sys.version}\0{code}".encode())
+    for module in (environment, kernels):  # in other surroundings, other outputs
+        whole.update(Path(module.__file__).read_bytes())
     for package in ("torch", "numpy", "matplotlib"):
         whole.update(importlib.metadata.version(package).encode())
     for text in cells:  # one cell or two: the same code, other outputs
@@ -192,10 +193,10 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
 
 
 @contextlib.asynccontextmanager
-async def kernel() -> AsyncIterator[tuple[Kernel, AsyncKernelClient]]:
+async def kernel() -> AsyncIterator[tuple[kernels.Kernel, AsyncKernelClient]]:
     """A kernel, and a client of it that is ready."""
     # One thread: the same digits everywhere. Not in the repository, whose folder may hold a matplotlibrc.
-    manager = Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
+    manager = kernels.Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
     await manager.start_kernel(cwd=manager.folder)
     client = manager.client()
     client.start_channels()
@@ -212,7 +213,7 @@ async def kernel() -> AsyncIterator[tuple[Kernel, AsyncKernelClient]]:
 
 
 async def execute(
-    page: Path, notebook: NotebookNode, target: Path, manager: Kernel, client: AsyncKernelClient
+    page: Path, notebook: NotebookNode, target: Path, manager: kernels.Kernel, client: AsyncKernelClient
 ) -> None:
     """Execute one chapter in a kernel that may have executed others, and keep it whole or not at all."""
     print(f"executing {page}", flush=True)
@@ -367,4 +368,6 @@ def unchanged(a: os.stat_result, b: os.stat_result) -> bool:
 
 
 if __name__ == "__main__":
+    console.prepare()
+    environment.adopt()
     sys.exit(main())

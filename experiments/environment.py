@@ -1,13 +1,14 @@
 """The environment of every process that is started here: what its user set for other work does not reach it.
 
-What a notebook prints, and whether it runs at all, must not hang on a matplotlibrc, an IPython profile, a Snakemake
-setting or a locale. So a child process has a home of its own below `_build`, which answers for all files of settings
-at once. Of the variables it has those that say what this machine is: the search path, proxies, certificates, the
-compiler, which GPU, a batch system's own, where data and caches are.
+What a notebook prints, and whether it runs at all, must not hang on a matplotlibrc, an IPython profile, a setting
+of Snakemake or a locale. So a child process has a home of its own below `_build`, which answers for all files of
+settings at once. Of the variables it keeps those that say what this machine is: the search path, proxies,
+certificates, the compiler, which GPU, a batch system's own, where data and caches are.
 
     python -m experiments.environment COMMAND …     runs any command in it
 """
 
+import contextlib
 import fnmatch
 import functools
 import os
@@ -56,8 +57,9 @@ SOCKET = "listener-of-a-kernel-ipc"  # as long as the names of sockets get
 
 
 def child(**given: str) -> dict[str, str]:
-    """The environment of a child process, with `given` on top. Its home is made; OSError where that cannot be."""
-    HOME.mkdir(parents=True, exist_ok=True)
+    """The environment of a child process, with `given` on top. Its home is made."""
+    with contextlib.suppress(OSError):  # a checkout that may only be read: who has to write will say so
+        HOME.mkdir(parents=True, exist_ok=True)
     own = {
         "HOME": str(HOME),
         "TMPDIR": temporary(),
@@ -101,7 +103,10 @@ def _folders() -> dict[str, str]:
     """Data and compiled code stay where they are; a relative folder is one of here, not of the child's folder."""
     home = Path(os.path.expanduser("~"))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    usual = {"DATA_DIR": home / ".cache" / "optimization-for-deep-learning", "OPTIMIZERS_CACHE": cache / "optimizers"}
+    usual = {
+        "DATA_DIR": home / ".cache" / "optimization-for-deep-learning",
+        "OPTIMIZERS_CACHE": cache / "optimizers",
+    }
     named = {name: Path(os.environ[name]).expanduser() for name in usual if os.environ.get(name)}
     found = {name: path for name, path in usual.items() if home.is_dir() and _can_be(path)} | named
     return {name: os.path.abspath(path) for name, path in found.items()}

@@ -212,7 +212,7 @@ def _execute(
     write_notebook(notebook, source)
     threads = parameters.get("threads", _defaults(notebook, slug).get("threads", 1))
     config = {
-        # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
+        # Killed after the last cell: the polite way interrupts a kernel first, and it may say so on the screen.
         "NotebookClient": {"kernel_manager_class": Kernel, "shutdown_kernel": "immediate"},
         "Kernel": {"settings": {"EXPERIMENT_PROGRESS": str(progress), "OMP_NUM_THREADS": str(threads)}},
     }

@@ -1,8 +1,8 @@
 """Make or bring up to date the environment that the Makefile uses: `python experiments/install.py VENV EXTRA`.
 
 A stamp in it, `.complete-EXTRA`, holds the hash of the files that say what to install: it changes when their text
-does, not when a clone gives them another date. An environment of ours that never was complete is made anew; one that
-was is only installed into, and works as before where that fails. One that is not ours is left alone.
+does, not when a clone gives them another date. An environment of ours that never was complete is made anew; one
+that was is only installed into, and works as before where that fails. One that is not ours is left alone.
 """
 
 import fnmatch

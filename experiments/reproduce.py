@@ -79,6 +79,9 @@ def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str],
     Shown are those of our runs, and all if `loud`. However this process is told to end, Snakemake and its jobs end
     before it.
     """
+    mine = signal.getsignal(signal.SIGINT)
+    if mine is signal.SIG_IGN:  # in the background of a script; its children would not hear us either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
         env=environment.child(XDG_CONFIG_HOME=environment.CONFIG),
@@ -90,6 +93,8 @@ def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str],
         encoding="utf-8",
         errors="replace",
     )
+    if mine is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, mine)
     shown: list[str] = []
     unseen: list[str] = []
 

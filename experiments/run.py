@@ -219,8 +219,7 @@ def _execute(
     try:
         with _relay(progress, f"{slug} ({scale})"):
             papermill.execute_notebook(
-                source,
-                executed,
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)),  # no fields of it
                 parameters=parameters,
                 cwd=work,
                 kernel_name="python3",

@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from experiments import records, run
+from experiments import cluster, records, run
 from experiments.errors import UserError
+
+LOGS = ".snakemake/log/*.log"  # what Snakemake said, in `_build`
 
 
 def reproduce(
@@ -20,7 +23,8 @@ def reproduce(
     when an experiment fails.
     """
     run.check_words(scale, *only)
-    if device and not _elsewhere(snakemake):  # on a cluster it is the node's device that counts: `run` looks there
+    elsewhere = cluster.executor(snakemake)
+    if device and not elsewhere:  # on a cluster it is the node's device that counts: `run` looks there
         run.check_device(device)
     chosen = list(only) or run.slugs()
     for slug in chosen:
@@ -32,42 +36,49 @@ def reproduce(
     if not stale:
         return
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
-    lock = records.ROOT / "_build" / "work" / "reproduce.lock"
-    with (
-        run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
+    command = _command(stale, scale, device, snakemake)
+    build = records.ROOT / "_build"
+    lock = build / "work" / "reproduce.lock"
+    with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
+        for slug in stale:
+            _mark(slug, scale).unlink(missing_ok=True)
+        earlier = set(build.glob(LOGS))
         # Snakemake holds the lock too: it is free only when both are gone.
-        subprocess.Popen(_command(stale, scale, device, snakemake), pass_fds=[held]) as process,
-    ):
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and stops its jobs first
-            raise
+        with subprocess.Popen(command, pass_fds=[held]) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # it was interrupted too, and stops its jobs first
+                raise
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
+        said = "".join(path.read_text(encoding="utf-8") for path in sorted(set(build.glob(LOGS)) - earlier))
+        for slug, reason in cluster.reasons(said).items() if elsewhere else ():
+            print(f"{slug}: {reason}", file=sys.stderr)
         raise UserError(f"not finished at scale {scale}: {', '.join(failed)} (the reason stands above)")
 
 
 def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequence[str]) -> list[str]:
-    targets = [str(records.local_path(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
+    targets = [str(_mark(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
     # One GPU serves one notebook at a time; a cluster's executor counts jobs instead of cores.
-    cores = [] if _elsewhere(extra) else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
+    cores = [] if cluster.executor(extra) else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
     config = ["--config", f"device={device}"] if device else []
     return [
         *(sys.executable, "-m", "snakemake", *targets),
         *("--snakefile", str(run.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
         # Never by modification times: after a clone they mean nothing. The lock is ours, see above.
         *("--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going"),
-        *([] if os.environ.get("VERBOSE") else ["--quiet", "all"]),
-        *("--forcerun", *targets),
+        # Who gives Snakemake options of his own hears all that it says.
+        *([] if extra or os.environ.get("VERBOSE") else ["--quiet", "all"]),
         *cores,
         *config,
+        *cluster.options(extra),
         *extra,
     ]
 
 
-def _elsewhere(snakemake: Sequence[str]) -> bool:
-    """Whether Snakemake is told to run the jobs with an executor, which means: on other machines."""
-    return any(word.partition("=")[0] in ("--executor", "-e") for word in snakemake)
+def _mark(slug: str, scale: str) -> Path:
+    """The file that says to Snakemake that a run has come to its end."""
+    return records.ROOT / "_build" / "work" / "done" / scale / slug

@@ -21,18 +21,24 @@ wildcard_constraints:
 
 rule all:
     input:
-        [f"results/quick/{slug}.json" for slug in run.slugs()],
+        [f"work/done/quick/{slug}" for slug in run.slugs()],
 
 
 rule experiment:
     output:
-        # Not deleted before the run: the record that there is stays until a new one takes its place.
-        update("results/{scale}/{slug}.json"),
+        # A mark that the run came to its end, not the record: what is its output, Snakemake deletes before a job and
+        # after one that failed, and on a cluster three layers of it do. A record is written by `run` alone.
+        "work/done/{scale}/{slug}",
     params:
         # What makes a result out of date: the notebook and the code that it uses. Its parameters, and the digests
         # of the data sets, stand in that code.
         code=lambda wildcards: records.code_today(wildcards.slug, wildcards.scale),
+    resources:
+        # What a cluster is asked for.
+        gpu=int(str(config.get("device", "")).startswith("cuda")),
+        # A job of its own launcher, says this to the plugin for Slurm, which else starts an `srun` without SLURM_CONF.
+        mpi="",
     threads: lambda wildcards: run.defaults(wildcards.slug).get("threads", 1)
     shell:
         "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments run {wildcards.slug}"
-        " --scale {wildcards.scale} {DEVICE}"
+        " --scale {wildcards.scale} {DEVICE} && touch {output:q}"

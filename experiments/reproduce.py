@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
-from experiments import environment, records, run
+from experiments import cluster, environment, records, run
 from experiments.errors import UserError
 
 OF_A_RUN = re.compile(r"error: |\d\d:\d\d:\d\d  ")  # how the lines begin that `run` prints on stderr
@@ -28,7 +29,8 @@ def reproduce(
     when an experiment fails.
     """
     run.check_words(scale, *only)
-    if device and not _elsewhere(snakemake):  # on a cluster it is the node's device that counts: `run` looks there
+    elsewhere = cluster.executor(snakemake)
+    if device and not elsewhere:  # on a cluster it is the node's device that counts: `run` looks there
         run.check_device(device)
     chosen = list(only) or run.slugs()
     for slug in chosen:
@@ -40,16 +42,23 @@ def reproduce(
     if not stale:
         return
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
+    command = _command(stale, scale, device, snakemake)
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
     with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
+        for slug in stale:
+            _mark(slug, scale).unlink(missing_ok=True)
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
-        status, shown, unseen = _run(_command(stale, scale, device, snakemake), held, loud)
+        status, shown, unseen = _run(command, held, loud)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
-        if sum(line.startswith("error: ") for line in shown) < len(failed):  # a job did not get to give its reason
+        reasons = cluster.reasons("\n".join(shown)) if elsewhere else {}
+        for slug, reason in reasons.items():
+            print(f"{slug}: {reason}", file=sys.stderr)
+        # Where a job did not get to give its reason, Snakemake's.
+        if not reasons and sum(line.startswith("error: ") for line in shown) < len(failed):
             shown += unseen
             print(*unseen, sep="\n", file=sys.stderr)
         reason = "the reason stands above" if shown else f"Snakemake ended with status {status} and said nothing"
@@ -57,18 +66,18 @@ def reproduce(
 
 
 def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequence[str]) -> list[str]:
-    targets = [str(records.local_path(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
+    targets = [str(_mark(slug, scale).relative_to(records.ROOT / "_build")) for slug in slugs]
     # One GPU serves one notebook at a time; a cluster's executor counts jobs instead of cores.
-    cores = [] if _elsewhere(extra) else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
+    cores = [] if cluster.executor(extra) else ["--cores", "1" if (device or "").startswith("cuda") else "all"]
     config = ["--config", f"device={device}"] if device else []
     return [
         *(sys.executable, "-m", "snakemake", *targets),
         *("--snakefile", str(environment.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
         # Never by modification times: after a clone they mean nothing. The lock is ours, see above.
         *("--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going"),
-        *("--forcerun", *targets),
         *cores,
         *config,
+        *cluster.options(extra),
         *extra,
     ]
 
@@ -134,6 +143,6 @@ def _end(process: "subprocess.Popen[str]") -> None:
             process.wait()
 
 
-def _elsewhere(snakemake: Sequence[str]) -> bool:
-    """Whether Snakemake is told to run the jobs with an executor, which means: on other machines."""
-    return any(word.partition("=")[0] in ("--executor", "-e") for word in snakemake)
+def _mark(slug: str, scale: str) -> Path:
+    """The file that says to Snakemake that a run has come to its end."""
+    return records.ROOT / "_build" / "work" / "done" / scale / slug

@@ -123,6 +123,8 @@ class _Session:
         # quick scale may be others than they were.
         same = code_hash.same_notebook(base.source(slug), source, scale)
         device = "cuda" if str(record.parameters.get("device")).startswith("cuda") else "cpu"
+        if device != "cpu":
+            run.check_device(device)
         before, after = await asyncio.gather(
             self.before(slug, base, source if same else base.source(slug), device),
             self.after(slug, device),
@@ -157,8 +159,12 @@ class _Session:
     ) -> Record:
         """The quick record of a book, with the code in a folder: the one there, or (always if `fresh`) of a run."""
         path = book / "_build" / "results" / "quick" / f"{slug}.json"
-        if path in self.runs:
-            return await self.runs[path]
+        while task := self.runs.get(path):
+            record = await task
+            if record.provenance["device"] == device:
+                return record
+            if self.runs[path] is task:  # its place is free for a run on the other device
+                break
         with contextlib.suppress(RecordError):  # none, or damaged: as good as none
             record = records.read(path)
             here = records.machine(device)

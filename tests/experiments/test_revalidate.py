@@ -106,6 +106,10 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     return done
 
 
+def no_device(device: str) -> None:
+    raise UserError(f"there is no device {device!r} here")
+
+
 def confirmations(slug: str = "tiny", scale: str = "quick") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = records.read(records.published_path(slug, scale)).provenance.get(
         "confirmations", []
@@ -425,6 +429,24 @@ def test_what_changes_meanwhile_is_not_confirmed(
     assert main(["revalidate", "--scale", "quick"]) == 2
     assert "its code, or the record itself, has changed meanwhile" in capsys.readouterr().out
     assert published() == before
+
+
+def test_a_record_of_a_gpu_is_compared_on_one(
+    book: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(records, "_device_name", str.upper)
+    record = records.new("tiny", "paper", {"device": "cuda:1"})
+    records.write(record, records.published_path("tiny", "paper"))
+    helper(SAME)
+    monkeypatch.setattr(run, "check_device", no_device)
+    assert main(["revalidate"]) == 2
+    assert "paper/tiny: not confirmed: there is no device 'cuda' here\n" in capsys.readouterr().out
+    assert [confirmations(scale=scale)[0]["device_name"] for scale in ("quick", "standard")] == ["CPU", "CPU"]
+    monkeypatch.setattr(run, "check_device", lambda device: None)
+    helper(SAME + "x = 1\n")
+    assert main(["revalidate"]) == 0
+    names = [confirmations(scale=scale)[-1]["device_name"] for scale in ("quick", "standard", "paper")]
+    assert names == ["CPU", "CPU", "CUDA"]
 
 
 def test_runs_of_another_machine_are_made_again(book: Path, runs: list[Any]) -> None:

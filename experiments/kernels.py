@@ -1,0 +1,53 @@
+"""Kernels for notebooks and chapters: of this very Python, in the project's environment."""
+
+import os
+import tempfile
+from typing import Any
+
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from traitlets import Dict, default
+
+from experiments import environment
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel that no kernelspec, profile or variable of its user changes.
+
+    Its sockets are files in a folder of its own rather than ports: kernels that start side by side would race for
+    the same port. Only where no folder takes sockets, they are ports after all.
+    """
+
+    settings = Dict(help="variables of this kernel besides").tag(config=True)
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+    @property
+    def folder(self) -> str:
+        """An empty folder, but for the sockets, that lasts as long as the kernel."""
+        return os.path.dirname(self.connection_file)
+
+    @default("connection_file")
+    def _connection_file_default(self) -> str:
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="kernel-", dir=environment.temporary(), ignore_cleanup_errors=True
+        )
+        return os.path.join(self._folder.name, "kernel.json")
+
+    @default("transport")
+    def _transport_default(self) -> str:
+        return "ipc" if environment.sockets_in(environment.temporary()) else "tcp"
+
+    async def _async_start_kernel(self, **options: Any) -> None:
+        await super()._async_start_kernel(**{"env": environment.child(**self.settings), **options})
+
+    start_kernel = _async_start_kernel
+
+    def cleanup_connection_file(self) -> None:
+        super().cleanup_connection_file()
+        if self._folder is not None:
+            self._folder.cleanup()

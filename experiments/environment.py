@@ -48,8 +48,9 @@ DROPPED = (
     # Ours, of another run.
     "EXPERIMENT_*",
 )
-# Among those, what concerns only caches, memory and messages.
+# Among those, what concerns only caches, memory and messages, and what some processors need of OpenBLAS.
 KEPT = (
+    *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"),
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"),
     *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
 )

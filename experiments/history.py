@@ -1,9 +1,7 @@
 """The code that a published record was measured with, or last confirmed for, from git's history."""
 
 import contextlib
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +41,11 @@ def base_of(record: Record, folder: Path) -> Base:
     if not clean:
         what = f"changes to commit {original['commit'][:10]} that" if original["commit"] else "code that"
         raise UserError(f"it was measured with {what} nobody committed")
-    found = next((one for one in clean if _git("cat-file", "-e", f"{one['commit']}^{{commit}}") is not None), None)
+    there = (one for one in clean if records.git("cat-file", "-e", f"{one['commit']}^{{commit}}") is not None)
+    found = next(there, None)
     if found is None:
         commit = clean[0]["commit"][:10]
-        if _git("rev-parse", "--is-shallow-repository") == "true":
+        if records.git("rev-parse", "--is-shallow-repository") == "true":
             raise ShallowError(f"this clone is shallow and lacks commit {commit}: run `git fetch --unshallow`")
         raise UserError(f"the commit of its code, {commit}, is not in this clone")
     base = Base(found["commit"], _unpack(found["commit"], folder))
@@ -76,13 +75,6 @@ def _unpack(commit: str, folder: Path) -> Path:
     if not root.exists():
         index = {"GIT_INDEX_FILE": str(folder / f"{commit}.index")}
         for arguments in (["read-tree", commit], ["checkout-index", "--all", f"--prefix={root}/"]):
-            if _git(*arguments, **index) is None:
+            if records.git(*arguments, **index) is None:
                 raise UserError(f"git cannot unpack commit {commit[:10]}: see what `git fsck` says")
     return root
-
-
-def _git(*arguments: str, **environment: str) -> str | None:
-    """What git prints, or None if it fails."""
-    command = ["git", "-C", str(records.ROOT), *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
-    return None if done.returncode else done.stdout.strip()

@@ -285,20 +285,23 @@ def _plain(value: Any, what: str) -> Any:
     raise ValueError(f"{what} is a {type(value).__name__}; a record holds numbers, text, and lists of them")
 
 
+def git(*arguments: str, **given: str) -> str | None:
+    """What git prints of the repository whose root this is; None if it fails, or where there is none of either.
+
+    Whoever owns it, and not one around an archive that was unpacked in it. `given` are variables for git.
+    """
+    root = ROOT.resolve()
+    command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
+    env = environment.child(GIT_CEILING_DIRECTORIES=str(root.parent), GIT_OPTIONAL_LOCKS="0", **given)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
 def commit() -> dict[str, Any]:
     """The commit that is checked out, None outside a repository, and whether the code differs from it."""
-    # Ours is the repository whose root this is, whoever owns it: not one around an archive that was unpacked in it.
-    root = ROOT.resolve()
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
-        try:
-            env = environment.child(GIT_CEILING_DIRECTORIES=str(root.parent), GIT_OPTIONAL_LOCKS="0")
-            done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):  # no git, or no repository: a downloaded archive
-            return None
-        return done.stdout.strip()
-
     head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *CODE)
     return {"commit": head, "dirty": None if head is None else bool(changes)}
 

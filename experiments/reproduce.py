@@ -54,11 +54,9 @@ def reproduce(
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
-        reasons = cluster.reasons("\n".join(shown)) if elsewhere else {}
-        for slug, reason in reasons.items():
-            print(f"{slug}: {reason}", file=sys.stderr)
-        # Where a job did not get to give its reason, Snakemake's.
-        if not reasons and sum(line.startswith("error: ") for line in shown) < len(failed):
+        if elsewhere:
+            unseen = [f"{slug}: {why}" for slug, why in cluster.reasons("\n".join(shown)).items()]
+        if sum(line.startswith("error: ") for line in shown) < len(failed):  # a job did not get to give its reason
             shown += unseen
             print(*unseen, sep="\n", file=sys.stderr)
         reason = "the reason stands above" if shown else f"Snakemake ended with status {status} and said nothing"
@@ -80,6 +78,11 @@ def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequen
         *cluster.options(extra),
         *extra,
     ]
+
+
+def _mark(slug: str, scale: str) -> Path:
+    """The file that says to Snakemake that a run has come to its end."""
+    return records.ROOT / "_build" / "work" / "done" / scale / slug
 
 
 def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str], list[str]]:
@@ -141,8 +144,3 @@ def _end(process: "subprocess.Popen[str]") -> None:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _mark(slug: str, scale: str) -> Path:
-    """The file that says to Snakemake that a run has come to its end."""
-    return records.ROOT / "_build" / "work" / "done" / scale / slug

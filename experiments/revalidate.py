@@ -27,7 +27,7 @@ from typing import Any
 
 import jupytext
 
-from experiments import code_hash, history, records, run
+from experiments import code_hash, environment, history, records, run
 from experiments.errors import RecordError, UserError
 from experiments.records import Record
 
@@ -152,7 +152,7 @@ class _Session:
     async def after(self, slug: str, device: str) -> Record:
         """What it measures with today's code: this machine's own record, as `make reproduce` writes it."""
         fresh = not run.is_current(slug, "quick", device)
-        return await self.measure(slug, run.CODE, records.ROOT, device, "today's code", fresh=fresh)
+        return await self.measure(slug, environment.CODE, records.ROOT, device, "today's code", fresh=fresh)
 
     async def measure(
         self, slug: str, code: Path, book: Path, device: str, whose: str, *, fresh: bool = False
@@ -177,11 +177,10 @@ class _Session:
         """Run a notebook at quick scale with the code in a folder, in a process that ends with this one."""
         async with self.slots:
             print(f"running {slug} at quick scale with {whose}", flush=True)
-            paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "experiments", "run", slug, "--scale", "quick", "-p", "device", device),
                 cwd=code,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "BOOK_ROOT": str(book)},
+                env=environment.child(PYTHONPATH=str(code), BOOK_ROOT=str(book)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )

@@ -215,10 +215,11 @@ def _execute(
         "NotebookClient": {"kernel_manager_class": Kernel, "shutdown_kernel": "immediate"},
         "Kernel": {"settings": {"EXPERIMENT_PROGRESS": str(progress), "OMP_NUM_THREADS": str(threads)}},
     }
+    verbatim = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)]  # else it fills in
     try:
         with _relay(progress, f"{slug} ({scale})"):
             papermill.execute_notebook(
-                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)),  # no fields of it
+                *verbatim,
                 parameters=parameters,
                 cwd=work,
                 kernel_name="python3",

@@ -171,6 +171,41 @@ def test_build_failure_kill_and_change(project: Path) -> None:
     assert "The last answer" in page(project)
 
 
+SURROUNDINGS = """
+```{code-cell} ipython3
+import os, matplotlib
+print("found", matplotlib.rcParams["lines.linewidth"], "planted" in globals(), os.environ["LANG"], os.getcwd()[:12])
+```
+"""
+
+
+def test_a_chapter_sees_none_of_its_readers_settings(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    long = home / ("long" * 25)
+    long.mkdir()
+    startup = home / ".ipython/profile_default/startup/00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text("planted = 1\nprint('planted')\n", encoding="utf-8")
+    for folder in (project, home):
+        (folder / "matplotlibrc").write_text("lines.linewidth: 17\n", encoding="utf-8")
+    chapter = project / "book/part/chapter.md"
+    chapter.write_text(CHAPTER + SURROUNDINGS, encoding="utf-8")
+    settings = {"HOME": str(home), "MATPLOTLIBRC": str(home), "TMPDIR": str(long), "PYTHONIOENCODING": "ascii"}
+    given = command(project)
+    given["env"] |= settings | {"LC_ALL": "C", "JUPYTER_PATH": str(home), "PYTHONOPTIMIZE": "2"}
+    done = subprocess.run(**given, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = page(project)
+    assert "found 1.5 False C.UTF-8 /tmp/kernel-" in text
+    assert "answer 42" in text
+    # What was kept under other settings, when they still reached a chapter, is not used again.
+    module = project / "experiments/environment.py"
+    module.write_text(module.read_text(encoding="utf-8") + "\n# another\n", encoding="utf-8")
+    assert "executing book/part/chapter.md" in build(project).stdout
+
+
 def test_what_computes_a_verdict_is_part_of_every_page(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(project, monkeypatch)
     (project / "book/_static/more").mkdir()

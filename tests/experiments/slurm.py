@@ -85,7 +85,7 @@ def running(folder: Path) -> Iterator[Path]:
             wait_until(lambda: not ask("squeue", "-h"))
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Return as soon as something is so; an error if it does not come about."""
     end = time.monotonic() + seconds
     while not condition():

@@ -172,7 +172,8 @@ def blocking(root: Path) -> str:
 
 def kill_main(process: "subprocess.Popen[bytes]") -> None:
     """The end of the command and of Snakemake, but not of the jobs: a login node that crashes."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    main = psutil.Process(process.pid)
+    family = [main, *(child for child in main.children() if "snakemake" in child.cmdline())]
     for one in family:
         one.kill()
     process.wait()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments import code_hash, history, publish, records, revalidate, run, verdicts
+from experiments import code_hash, environment, history, publish, records, revalidate, run, verdicts
 from experiments.__main__ import main
 from experiments.errors import RecordError, UserError
 from experiments.records import Record
@@ -92,7 +92,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     ) -> Record:
         async with self.slots:
             done.append((slug, whose, (book / "notebooks" / f"{slug}.py").read_text()))
-        found: dict[str, Any] = runpy.run_path(str((code if code != run.CODE else book) / "optimizers/helper.py"))
+        helper = (code if code != environment.CODE else book) / "optimizers/helper.py"
+        found: dict[str, Any] = runpy.run_path(str(helper))
         if reason := found.get("FAILS"):
             raise UserError(reason)
         record = records.new(slug, "quick", {"device": device})

@@ -5,12 +5,15 @@ does, not when a clone gives them another date. An environment of ours that neve
 that was is only installed into, and works as before where that fails. One that is not ours is left alone.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,16 +111,28 @@ def create(folder: Path, name: str) -> None:
 def install(folder: Path, extra: str) -> None:
     what = ["-c", "constraints.txt", "-e", f".[{extra}]"]
     uv = shutil.which("uv")
-    if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", python(folder), *what]
-    else:
-        if subprocess.run(
-            [python(folder), "-c", "import pip"], env=settings(), stderr=subprocess.DEVNULL
-        ).returncode:
-            subprocess.run([python(folder), "-m", "ensurepip"], env=settings(), stdout=subprocess.DEVNULL)
-        command = [python(folder), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
-    if subprocess.run(command, env=settings(), cwd=ROOT).returncode:
-        raise Failure(f"the extra '{extra}' could not be installed (the reason stands above)")
+    with plain(folder) as inside:
+        if uv:
+            command = [uv, "pip", "install", "--quiet", "--python", python(inside), *what]
+        else:
+            without = [python(inside), "-c", "import pip"]
+            if subprocess.run(without, env=settings(), stderr=subprocess.DEVNULL).returncode:
+                subprocess.run([python(inside), "-m", "ensurepip"], env=settings(), stdout=subprocess.DEVNULL)
+            command = [python(inside), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
+        if subprocess.run(command, env=settings(), cwd=ROOT).returncode:
+            raise Failure(f"the extra '{extra}' could not be installed (the reason stands above)")
+
+
+@contextlib.contextmanager
+def plain(folder: Path) -> "Iterator[Path]":
+    """The same folder under a path that setuptools does not take for a template, with `{x}` and `$x` for its fields."""
+    if not set("{}$") & set(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place, "venv")
+        link.symlink_to(folder)
+        yield link
 
 
 def python(folder: Path) -> str:

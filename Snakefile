@@ -36,5 +36,5 @@ rule experiment:
         ),
     threads: lambda wildcards: run.defaults(wildcards.slug).get("threads", 1)
     shell:
-        "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments run {wildcards.slug}"
+        "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments.warm run {wildcards.slug}"
         " --scale {wildcards.scale} {DEVICE}"

@@ -1,11 +1,12 @@
 """Run every experiment that is out of date, in parallel, through Snakemake."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
-from experiments import records, run
+from experiments import records, run, warm
 from experiments.errors import UserError
 
 
@@ -33,10 +34,13 @@ def reproduce(
         return
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
+    # Not for other machines, which cannot reach it, nor for GPUs: a process that has used one must not fork.
+    forks = not _elsewhere(snakemake) and (device or "cpu") == "cpu"
     with (
         run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
+        warm.server(os.environ) if forks else contextlib.nullcontext(dict(os.environ)) as environment,
         # Snakemake holds the lock too: it is free only when both are gone.
-        subprocess.Popen(_command(stale, scale, device, snakemake), pass_fds=[held]) as process,
+        subprocess.Popen(_command(stale, scale, device, snakemake), env=environment, pass_fds=[held]) as process,
     ):
         try:
             status = process.wait()

@@ -33,7 +33,10 @@ KERNEL = {
     # names are relative to the run's own folder, for the whole path may be longer than a socket's name can be.
     "KernelManager": {"transport": "ipc"},
     # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
-    "NotebookClient": {"shutdown_kernel": "immediate"},
+    "NotebookClient": {
+        "shutdown_kernel": "immediate",
+        "kernel_manager_class": "experiments.kernels.KernelManager",
+    },
 }
 RELAY_EVERY = 10  # seconds between two lines of progress
 CODE = Path(__file__).resolve().parents[1]  # where `experiments` and `optimizers` are imported from

@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ import jupytext
 import nbformat
 import yaml
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -42,7 +40,7 @@ LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "boo
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, records  # noqa: E402
+from experiments import code_hash, console, environment, kernels, records  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 
 # By name: a kernel says no more of an error.
@@ -150,6 +148,8 @@ def key_of(page: Path, notebook: NotebookNode) -> str:
         ) from error
     files = [path for pattern in ("results/*/*.json", "book/claims/*.yaml") for path in ROOT.glob(pattern)]
     whole = hashlib.sha256(f"{sys.version}\0{code}".encode())
+    for module in (environment, kernels):  # in other surroundings, other outputs
+        whole.update(Path(module.__file__).read_bytes())
     for package in ("torch", "numpy", "matplotlib"):
         whole.update(importlib.metadata.version(package).encode())
     for text in cells:  # one cell or two: the same code, other outputs
@@ -193,30 +193,27 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
 
 
 @contextlib.asynccontextmanager
-async def kernel() -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
-    """A kernel in the repository's root, and a client of it that is ready."""
-    # One thread: the same digits everywhere.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    with tempfile.TemporaryDirectory(prefix="book-") as sockets:
-        # Sockets in a folder instead of ports: parallel kernels cannot collide.
-        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
-        await manager.start_kernel(env=environment, cwd=str(ROOT))
-        client = manager.client()
-        client.start_channels()
-        client.allow_stdin = False
+async def kernel() -> AsyncIterator[tuple[kernels.Kernel, AsyncKernelClient]]:
+    """A kernel, and a client of it that is ready."""
+    # One thread: the same digits everywhere. Not in the repository, whose folder may hold a matplotlibrc.
+    manager = kernels.Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
+    await manager.start_kernel(cwd=manager.folder)
+    client = manager.client()
+    client.start_channels()
+    client.allow_stdin = False
+    try:
         try:
-            try:
-                await client.wait_for_ready(timeout=300)
-            except RuntimeError as error:
-                raise UserError(f"a kernel did not start: {error}") from error
-            yield manager, client
-        finally:
-            client.stop_channels()
-            await manager.shutdown_kernel(now=True)
+            await client.wait_for_ready(timeout=300)
+        except RuntimeError as error:
+            raise UserError(f"a kernel did not start: {error}") from error
+        yield manager, client
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
 
 
 async def execute(
-    page: Path, notebook: NotebookNode, target: Path, manager: AsyncKernelManager, client: AsyncKernelClient
+    page: Path, notebook: NotebookNode, target: Path, manager: kernels.Kernel, client: AsyncKernelClient
 ) -> None:
     """Execute one chapter in a kernel that may have executed others, and keep it whole or not at all."""
     print(f"executing {page}", flush=True)
@@ -291,10 +288,14 @@ os._exit(status)
 def sphinx() -> Iterator[subprocess.Popen[str]]:
     """jupyter-book in a process that imports all it needs while chapters are executed, and waits for a line."""
     arguments = ["build", str(SOURCE), "--path-output", str(SITE), "-W", "--keep-going", "-q"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
-        [sys.executable, "-c", JUPYTER_BOOK, *arguments], cwd=ROOT, env=environment, text=True, **pipes
+        [sys.executable, "-c", JUPYTER_BOOK, *arguments],
+        cwd=ROOT,
+        env=environment.child(PYTHONWARNINGS="ignore"),
+        encoding="utf-8",
+        errors="replace",
+        **pipes,
     )
     try:
         yield process
@@ -367,4 +368,6 @@ def unchanged(a: os.stat_result, b: os.stat_result) -> bool:
 
 
 if __name__ == "__main__":
+    console.prepare()
+    environment.adopt()
     sys.exit(main())

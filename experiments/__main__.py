@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from experiments import console, environment
 from experiments.errors import UserError
 
 
@@ -169,4 +170,6 @@ def _complain(message: str) -> int:
 
 
 if __name__ == "__main__":
+    console.prepare()
+    environment.adopt()
     sys.exit(main())

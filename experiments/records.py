@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import code_hash
+from experiments import code_hash, environment
 from experiments.errors import RecordError
 
 if TYPE_CHECKING:  # reading a record needs no torch, whose import takes two seconds
@@ -264,10 +264,14 @@ def _plain(value: Any, what: str) -> Any:
 
 
 def _commit() -> dict[str, Any]:
+    # Ours is the repository whose root this is, whoever owns it: not one around an archive that was unpacked in it.
+    root = ROOT.resolve()
+
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(ROOT), *arguments]
+        command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            env = environment.child(GIT_CEILING_DIRECTORIES=str(root.parent), GIT_OPTIONAL_LOCKS="0")
+            done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):  # no git, or no repository: a downloaded archive
             return None
         return done.stdout.strip()

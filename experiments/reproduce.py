@@ -2,12 +2,19 @@
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TextIO
 
-from experiments import records, run, warm
+from experiments import environment, records, run, warm
 from experiments.errors import UserError
+
+OF_A_RUN = re.compile(r"error: |\d\d:\d\d:\d\d  ")  # how the lines begin that `run` prints on stderr
+PATIENCE = 30  # seconds for Snakemake to stop its jobs, on a cluster too
 
 
 def reproduce(
@@ -34,24 +41,25 @@ def reproduce(
         return
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
-    # Not for other machines, which cannot reach it, nor for GPUs: a process that has used one must not fork.
+    # Jobs are forked, but not on other machines, which do not see the server, nor for GPUs, which allow no forks.
     forks = not _elsewhere(snakemake) and (device or "cpu") == "cpu"
+    served: contextlib.AbstractContextManager[Mapping[str, str]] = contextlib.nullcontext({})
     with (
         run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
-        warm.server(os.environ) if forks else contextlib.nullcontext(dict(os.environ)) as environment,
-        # Snakemake holds the lock too: it is free only when both are gone.
-        subprocess.Popen(_command(stale, scale, device, snakemake), env=environment, pass_fds=[held]) as process,
+        warm.server(environment.child()) if forks else served as variables,
     ):
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and stops its jobs first
-            raise
+        # Who gives Snakemake options of his own hears all that it says.
+        loud = bool(snakemake or os.environ.get("VERBOSE"))
+        status, shown, unseen = _run(_command(stale, scale, device, snakemake), held, loud, variables)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
     if failed:
-        raise UserError(f"not finished at scale {scale}: {', '.join(failed)} (the reason stands above)")
+        if sum(line.startswith("error: ") for line in shown) < len(failed):  # a job did not get to give its reason
+            shown += unseen
+            print(*unseen, sep="\n", file=sys.stderr)
+        reason = "the reason stands above" if shown else f"Snakemake ended with status {status} and said nothing"
+        raise UserError(f"not finished at scale {scale}: {', '.join(failed)} ({reason})")
 
 
 def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequence[str]) -> list[str]:
@@ -61,15 +69,77 @@ def _command(slugs: Sequence[str], scale: str, device: str | None, extra: Sequen
     config = ["--config", f"device={device}"] if device else []
     return [
         *(sys.executable, "-m", "snakemake", *targets),
-        *("--snakefile", str(run.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
+        *("--snakefile", str(environment.CODE / "Snakefile"), "--directory", str(records.ROOT / "_build")),
         # Never by modification times: after a clone they mean nothing. The lock is ours, see above.
         *("--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going"),
-        *([] if os.environ.get("VERBOSE") else ["--quiet", "all"]),
         *("--forcerun", *targets),
         *cores,
         *config,
         *extra,
     ]
+
+
+def _run(
+    command: Sequence[str], held: int, loud: bool, variables: Mapping[str, str]
+) -> tuple[int, list[str], list[str]]:
+    """Run Snakemake to its end; returns its status and the lines on its stderr, those shown and those not.
+
+    Shown are those of our runs, and all if `loud`. However this process is told to end, Snakemake and its jobs end
+    before it.
+    """
+    mine = signal.getsignal(signal.SIGINT)
+    if mine is signal.SIG_IGN:  # in the background of a script; its children would not hear us either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command,
+        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG, **variables),
+        pass_fds=[held],  # Snakemake holds the lock too: it is free only when both are gone
+        process_group=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if mine is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, mine)
+    shown: list[str] = []
+    unseen: list[str] = []
+
+    def relay(source: TextIO, target: TextIO) -> None:
+        for line in source:
+            seen = target is sys.stdout or loud or OF_A_RUN.match(line)
+            if target is sys.stderr:
+                (shown if seen else unseen).append(line.rstrip("\n"))
+            if seen:
+                with contextlib.suppress(BrokenPipeError):  # nobody reads on: the jobs do
+                    print(line, end="", file=target, flush=True)
+
+    pairs = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+    relays = [threading.Thread(target=relay, args=pair, daemon=True) for pair in pairs]
+    for thread in relays:
+        thread.start()
+    try:
+        process.wait()
+    finally:
+        _end(process)
+        for thread in relays:  # they wait for the last one who holds the pipe
+            thread.join(PATIENCE)
+    return process.returncode, shown, unseen
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Stop what is left of Snakemake and its jobs: as Ctrl-C does, and if that is not enough, for good."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _elsewhere(snakemake: Sequence[str]) -> bool:

@@ -25,21 +25,11 @@ from traitlets.config import Config
 
 from experiments import code_hash, records
 from experiments.errors import RecordError, UserError
+from experiments.kernels import Kernel
 from experiments.records import SCALES
 
 REQUIRED = ("scale", "seeds", "device", "out")
-KERNEL = {
-    # Sockets in files rather than ports: kernels that start side by side would race for the same port. Their
-    # names are relative to the run's own folder, for the whole path may be longer than a socket's name can be.
-    "KernelManager": {"transport": "ipc"},
-    # The kernel is killed after the last cell: the polite way interrupts it first, and it may say so on the screen.
-    "NotebookClient": {
-        "shutdown_kernel": "immediate",
-        "kernel_manager_class": "experiments.kernels.KernelManager",
-    },
-}
 RELAY_EVERY = 10  # seconds between two lines of progress
-CODE = Path(__file__).resolve().parents[1]  # where `experiments` and `optimizers` are imported from
 
 
 def slugs() -> list[str]:
@@ -220,19 +210,22 @@ def _execute(
     """Execute in `work`, the kernel's folder, and return the executed notebook's path."""
     source, executed, progress = work / "source.ipynb", work / f"{slug}.ipynb", work / "progress.log"
     write_notebook(notebook, source)
-    paths = [str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(paths), "EXPERIMENT_PROGRESS": str(progress)}
+    threads = parameters.get("threads", _defaults(notebook, slug).get("threads", 1))
+    config = {
+        # Killed after the last cell: the polite way interrupts a kernel first, and it may say so on the screen.
+        "NotebookClient": {"kernel_manager_class": Kernel, "shutdown_kernel": "immediate"},
+        "Kernel": {"settings": {"EXPERIMENT_PROGRESS": str(progress), "OMP_NUM_THREADS": str(threads)}},
+    }
     try:
         with _relay(progress, f"{slug} ({scale})"):
             papermill.execute_notebook(
-                source,
-                executed,
+                *(str(path).replace("{", "{{").replace("}", "}}") for path in (source, executed)),  # no fields of it
                 parameters=parameters,
                 cwd=work,
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=300,  # many that start at once, on a machine that has much to do
-                config=Config(KERNEL),
+                config=Config(config),
             )
     except (PapermillExecutionError, CellExecutionError, RuntimeError) as error:
         # RuntimeError: the kernel died, or did not start.

@@ -1,7 +1,7 @@
 """Processes that begin with everything imported: forked from one that has done it, once for many.
 
 What a notebook needs takes seconds to import, longer than many notebooks take to compute. A server imports it once.
-It starts no thread and draws no number, so what is forked from it computes what a process of its own would. A forked
+It starts no thread and draws no number, so what is forked from it computes what a process of its own would. Such a
 process ends with the one that asked for it, however that ends, and all end with the one that started the server.
 Where there is no server, as on the node of a cluster, everything starts the slow way, to the same end.
 
@@ -26,6 +26,8 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from experiments.environment import temporary
+
 SERVER = "EXPERIMENTS_SERVER"  # names the server's socket in the environment
 PRELOAD = (
     *("papermill", "jupytext", "jupyter_client.asynchronous", "experiments.run", "experiments.kernels"),
@@ -37,22 +39,22 @@ LOST = 255  # the status of a process whose server is gone
 
 @contextlib.contextmanager
 def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> Iterator[dict[str, str]]:
-    """A server with this environment; yields the environment in which it is found, the same where there is none.
+    """A server with this environment; yields the variables by which it is found, none where there can be none.
 
-    Its processes write where those that ask for them do, in their environment; but what an import reads from the
-    environment (OMP_NUM_THREADS, MPLBACKEND) is the server's.
+    Its processes write where those that ask for them do, and have their environment; but what an import reads from
+    the environment is the server's.
     """
     with contextlib.ExitStack() as stack:
         listener, life, far = stack.enter_context(socket.socket(socket.AF_UNIX)), *socket.socketpair()
         stack.enter_context(life)  # closed however this process ends, and the server sees that
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-", dir=temporary()))
             listener.bind(f"{folder}/socket")
             listener.listen(64)
             os.close(os.pidfd_open(os.getpid()))
         except (OSError, AttributeError):  # no room, a path too long for a socket, not Linux
             far.close()
-            yield dict(environment)
+            yield {}
             return
         with far:
             call = f"warm.serve({listener.fileno()}, {far.fileno()}, {list(preload)})"
@@ -66,7 +68,7 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> 
             )
         listener.close()
         try:
-            yield {**environment, SERVER: f"{folder}/socket"}
+            yield {SERVER: f"{folder}/socket"}
         finally:
             life.close()
             process.wait()

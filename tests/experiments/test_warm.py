@@ -17,16 +17,16 @@ from .test_run import Notebook, files
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    """That of a server, which the tests of this module share: its imports take seconds."""
-    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as environment:
-        assert warm.SERVER in environment
-        yield environment
+def variables() -> Iterator[dict[str, str]]:
+    """By which a server is found, which the tests of this module share: its imports take seconds."""
+    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as variables:
+        assert list(variables) == [warm.SERVER]
+        yield variables
 
 
 @pytest.fixture
-def served(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(warm.SERVER, environment[warm.SERVER])
+def served(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.SERVER, variables[warm.SERVER])
 
 
 def python(text: str, **options: object) -> warm.Process:
@@ -114,8 +114,8 @@ def test_all_end_with_the_process_that_started_the_server(tmp_path: Path, signum
     text = """
 import os, sys
 from experiments import warm
-with warm.server(os.environ, preload=()) as environment:
-    os.environ |= environment
+with warm.server(os.environ, preload=()) as variables:
+    os.environ |= variables
     process = warm.Process("builtins:exec", "__import__('signal').pause()")
     print(process.pid, flush=True)
     process.wait()
@@ -137,12 +137,11 @@ with warm.server(os.environ, preload=()) as environment:
 def test_without_a_server_everything_runs_the_slow_way(
     notebook: Notebook, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(root / ("x" * 100)))  # too long a path for a socket
-    (root / ("x" * 100)).mkdir()
-    monkeypatch.setattr("tempfile.tempdir", None)
-    with warm.server({"A": "1"}) as environment:
-        assert environment == {"A": "1"}
-    monkeypatch.delenv("TMPDIR")
+    long = root / ("x" * 100)  # no path for a socket
+    long.mkdir()
+    monkeypatch.setattr(warm, "temporary", lambda: str(long))
+    with warm.server(os.environ) as variables:
+        assert variables == {}
     notebook("tiny")
     # None any more: a job whose starter is gone, or on another machine.
     for there in ({}, {warm.SERVER: str(root / "socket")}):
@@ -174,9 +173,10 @@ def test_a_killed_command_takes_its_kernel_along(notebook: Notebook, root: Path)
     body = f"pipe = open({str(root / 'pipe')!r}, 'w')\nprint('here', file=pipe, flush=True)\nsignal.pause()\n"
     notebook("tiny", "import signal\n" + body)
     command = [sys.executable, "-m", "experiments.warm", "run", "tiny"]
-    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}, preload=()) as environment:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with warm.server(environment, preload=()) as variables:
         for signum, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-            process = subprocess.Popen(command, env=environment)
+            process = subprocess.Popen(command, env=environment | variables)
             with open(root / "pipe") as pipe:  # opens when the notebook does
                 assert pipe.readline() == "here\n"
                 process.send_signal(signum)

@@ -1,15 +1,19 @@
 """Kernels for notebooks and chapters: of this very Python, in the project's environment."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, default
 
-from experiments import environment
+from experiments import environment, warm
 
 
 class Kernel(AsyncKernelManager):
@@ -47,7 +51,31 @@ class Kernel(AsyncKernelManager):
 
     start_kernel = _async_start_kernel
 
+    async def _async_pre_start_kernel(self, **options: Any) -> tuple[list[str], dict[str, Any]]:
+        if warm.available() and self.provisioner is None:
+            self.provisioner = Forked(kernel_spec=self.kernel_spec, parent=self)
+        return await super()._async_pre_start_kernel(**options)
+
     def cleanup_connection_file(self) -> None:
         super().cleanup_connection_file()
         if self._folder is not None:
             self._folder.cleanup()
+
+
+class Forked(LocalProvisioner):
+    """Forks a kernel from the server of `experiments.warm`, rather than start one that imports everything."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        options = cmd[cmd.index("ipykernel_launcher") + 1 :]
+        process: Any = warm.Process("experiments.kernels:begin", options, env=kwargs["env"], cwd=kwargs.get("cwd"))
+        self.process, self.pid, self.cwd = process, process.pid, kwargs.get("cwd") or Path.cwd()
+        return self.connection_info
+
+
+def begin(options: list[str]) -> None:
+    """What `python -m ipykernel_launcher OPTIONS` does, in a process that has imported it."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    # The kernel ends with its parent, the server.
+    sys.argv = ["ipykernel_launcher", *options, f"--IPKernelApp.parent_handle={os.getppid()}"]
+    IPKernelApp.launch_instance()

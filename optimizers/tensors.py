@@ -1,0 +1,261 @@
+"""What a step takes for granted of a tensor: it is brought about, or refused by name, before anything moves.
+
+A parameter, its gradient and its state may each be a shard, a result still on its way, a lazily conjugated view, or
+a tensor without memory; all of them must be of one shape, on one device, and apart from each other.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_PLAIN = (Tensor, nn.Parameter)  # of any other class, torch's operations may mean something else
+
+
+class Gradients(dict[Tensor, Tensor]):
+    """The gradients of one step, by parameter, as the step takes them.
+
+    Args:
+        scale: what `torch.amp.GradScaler` has multiplied them by; None if they are not scaled. As torch's fused
+            optimizers do, they are divided by it in ``param.grad`` itself.
+        params: the parameters.
+    """
+
+    def __init__(self, scale: Tensor | None, params: Iterable[Tensor]) -> None:
+        super().__init__()
+        if scale is None:
+            return
+        factor = float(scale)
+        for param in params:
+            grad = param.grad
+            if grad is None:
+                continue
+            if torch.is_grad_enabled():  # a differentiable step changes no tensor of the graph
+                self[param] = gradient(param) / factor
+                continue
+            if grad.dtype == torch.float16:
+                # What the scale has kept from underflow is not lost to the step.
+                self[param] = gradient(param).float() / factor
+            (grad._values() if grad.is_sparse else grad).div_(factor)
+
+    def __missing__(self, param: Tensor) -> Tensor:
+        grad = self[param] = gradient(param)
+        return grad
+
+
+def gradient(param: Tensor) -> Tensor:
+    """A parameter's gradient, with the parameter's placements and waited for.
+
+    Raises:
+        RuntimeError: one of both is distributed (a DTensor) and the other is not.
+    """
+    grad = cast(Any, param.grad)
+    if type(grad) is Tensor:
+        if hasattr(param, "to_local"):
+            raise RuntimeError(f"the gradient of {_said(param)}, a DTensor, is a plain tensor: distribute it, too")
+        return grad
+    if hasattr(grad, "to_local"):
+        if not hasattr(param, "to_local"):
+            raise RuntimeError(f"the gradient of {_said(param)} is a DTensor, the parameter is not: distribute it")
+        return placed(grad, param)
+    return local(grad)
+
+
+def placed(tensor: Any, like: Any) -> Tensor:
+    """A DTensor with the placements of another: sums that are spread over the processes are added up."""
+    if tensor.placements == like.placements and tensor.device_mesh == like.device_mesh:
+        return cast(Tensor, tensor)
+    return cast(Tensor, tensor.redistribute(like.device_mesh, like.placements))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, once it is there; any other tensor as it is."""
+    if type(tensor) in _PLAIN:
+        return tensor
+    part: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return cast(Tensor, part.wait() if hasattr(part, "trigger_wait") else part)
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
+    # (A gradient may be conjugated lazily, and then has no such view.)
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy of a view that is conjugated or negated lazily."""
+    return tensor.resolve_conj().resolve_neg()
+
+
+def addressable(tensor: Tensor) -> bool:
+    """Whether a C function may be given the tensor's address: its memory is here, and is what the tensor says."""
+    if type(tensor) not in _PLAIN or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # inside one of torch's function transforms there is no memory
+        return False
+
+
+def check(
+    param: Tensor, grad: Tensor, state: dict[str, Any], tensors: Collection[str], numbers: Iterable[str]
+) -> None:
+    """Refuse what cannot be stepped, and bring the state to the form of its parameter, which stays as it is.
+
+    Args:
+        param, grad: a parameter and its gradient (of `Gradients`).
+        state: what is remembered of it so far.
+        tensors, numbers: the names in it of the tensors and of the numbers that the step will use.
+
+    Raises:
+        RuntimeError: one of them has no memory, or is not of the parameter's shape, device and kind, or not a
+            tensor at all; or parameter and state share memory.
+    """
+    if param.layout != torch.strided:
+        raise RuntimeError(f"{_said(param)} has the layout {param.layout}: a step needs strided parameters")
+    if any(placement.is_partial() for placement in getattr(param, "placements", ())):
+        raise RuntimeError(f"{_said(param)} is a sum spread over processes (Partial): redistribute it")
+    own = local(param)
+    if overlaps_itself(own):
+        raise RuntimeError(f"{_said(param)} has coordinates that share memory (expand?): clone it first")
+    for name in numbers:
+        number = state.get(name)
+        if name in state and not (isinstance(number, Tensor) and number.numel() == 1):
+            raise RuntimeError(f"state[{name!r}] of {_said(param)} must be a tensor of one number, got {number!r}")
+    written = [own]
+    _check_alike("its gradient", grad, param, own)
+    _check_memory("the parameter", own, param)
+    for name in tensors:
+        if name in state:
+            tensor = state[name]
+            if not isinstance(tensor, Tensor):
+                raise RuntimeError(f"state[{name!r}] of {_said(param)} must be a tensor, got {tensor!r}")
+            if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg():
+                tensor = state[name] = _settled(tensor, param)
+            _check_alike(name, tensor, param, own)
+            part = local(tensor)
+            if overlaps_itself(part):
+                part = state[name] = tensor.clone(memory_format=torch.contiguous_format)
+            written.append(part)
+    if len(written) > 1 and share_memory(*written):
+        raise RuntimeError(f"{_said(param)} and its state ({', '.join(tensors)}) share memory: clone them first")
+
+
+def refuse_sparse(param: Tensor, by: str) -> None:
+    """Raise RuntimeError for a sparse gradient, in the name of who cannot take it."""
+    raise RuntimeError(
+        f"{by} needs dense gradients, got a sparse one for {_said(param)}: build the embedding with sparse=False "
+        "(after share_memory(), sparse rows are fine)"
+    )
+
+
+def _settled(tensor: Any, param: Tensor) -> Tensor:
+    """A state tensor in the form in which a step writes it."""
+    if hasattr(tensor, "to_local"):
+        if not hasattr(param, "to_local"):
+            raise RuntimeError(f"the state of {_said(param)} has a DTensor, the parameter is none: distribute it")
+        return placed(tensor, param)
+    tensor = resolved(local(tensor))
+    # (torch's SGD keeps the velocity of sparse gradients sparse.)
+    return cast(Tensor, tensor.to_dense() if tensor.is_sparse else tensor)
+
+
+def _check_alike(name: str, tensor: Tensor, param: Tensor, own: Tensor) -> None:
+    """RuntimeError unless a gradient or a state tensor is as its parameter is, as a whole and on this process."""
+    if tensor.layout != torch.strided and not tensor.is_sparse:
+        raise RuntimeError(f"{name} has the layout {tensor.layout}, its parameter is strided: make it dense")
+    part = tensor if type(tensor) is Tensor else local(tensor)
+    other = None
+    if tensor.shape != param.shape:
+        other = f"the shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}"
+    elif part.shape != own.shape:
+        other = f"the local shape {tuple(part.shape)}, its parameter {tuple(own.shape)}"
+    elif tensor.device != param.device:
+        other = f"the device {tensor.device}, its parameter {param.device}"
+    if other:
+        raise RuntimeError(f"{name} has {other}: was a checkpoint of another model loaded?")
+    if tensor.is_complex() != param.is_complex() or not (tensor.is_floating_point() or tensor.is_complex()):
+        raise RuntimeError(f"{name} is of {tensor.dtype}, its parameter of {param.dtype}")
+    if not part.is_sparse:
+        _check_memory(name, part, param)
+
+
+def _check_memory(name: str, tensor: Tensor, param: Tensor) -> None:
+    """RuntimeError for a tensor whose storage was taken away, as FSDP does between uses."""
+    if type(tensor) in _PLAIN and tensor.device.type != "meta" and tensor.numel():
+        end = (tensor.storage_offset() + _extent(tensor)) * tensor.itemsize
+        if tensor.untyped_storage().nbytes() < end:
+            raise RuntimeError(f"{name} has no memory (its storage was resized), at {_said(param)}")
+
+
+def _said(param: Tensor) -> str:
+    return f"a parameter of shape {tuple(param.shape)}"
+
+
+# ------------------------------------------------------------------ memory
+
+
+def _extent(tensor: Tensor) -> int:
+    """How many elements lie from a tensor's first to its last in memory, both included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two coordinates may be one place in memory (an expanded tensor); interleaved strides count, too."""
+    if type(tensor) not in _PLAIN or tensor.is_contiguous():
+        return False
+    last = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= last:
+                return True
+            last += (size - 1) * stride
+    return False
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's first byte and of the one behind its last."""
+    begin = tensor.data_ptr()
+    size = tensor.numel() if tensor.is_contiguous() else _extent(tensor) if tensor.numel() else 0
+    return begin, begin + size * tensor.itemsize
+
+
+def _spans(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
+    for tensor in tensors:
+        if type(tensor) in _PLAIN and tensor.layout == torch.strided and tensor.device.type != "meta":
+            begin, end = _span(tensor)
+            if end > begin:
+                yield begin, end
+
+
+def share_memory(*tensors: Tensor) -> bool:
+    """Whether two of the tensors may have memory in common; columns that interleave count, too."""
+    spans = sorted(_spans(tensors))
+    return any(after[0] < before[1] for before, after in pairwise(spans))
+
+
+def tied(written: Mapping[int, Sequence[Tensor]], read: Mapping[int, Sequence[Tensor]]) -> frozenset[int]:
+    """The parameters, by index, whose step writes memory that another tensor of the step has, too.
+
+    Args:
+        written, read: the tensors that are written and read (the gradients) in each parameter's step.
+    """
+    spans = [
+        (begin, end, index, writes)
+        for kind, writes in ((written, True), (read, False))
+        for index, tensors in kind.items()
+        for begin, end in _spans(tensors)
+    ]
+    found: set[int] = set()
+    group: list[tuple[int, bool]] = []
+    last = 0
+    for begin, end, index, writes in [*sorted(spans), (1 << 64, 1 << 64, -1, False)]:
+        if begin >= last:
+            if len(group) > 1 and any(writes for _, writes in group):
+                found |= {index for index, _ in group}
+            group = []
+        group.append((index, writes))
+        last = max(last, end)
+    return frozenset(found)

@@ -42,7 +42,7 @@ def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str,
     new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate})
     for tensor, before, after in zip(shared, old, [new_param, *(new[name] for name in names)], strict=True):
         is_param = tensor is shared[0]
-        change = after - before if is_param else after
+        change = (after - before if is_param else after).to(tensor.dtype)
         if index is not None:
             tensor.index_put_(index, change, accumulate=is_param)
         else:

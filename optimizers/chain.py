@@ -23,10 +23,11 @@ from .execution import Active, Hyper, Part, step_differentiably, step_in_place
 from .fused import FusedStep, worth_it
 from .fused.compiler import find
 from .hogwild import step_lock_free
+from .memory import owns_memory
 from .plan import Plan
 from .stage import Stage
 from .state import adopt, apart, begin, home, number, rate, schedule
-from .tensors import Gradients, addressable
+from .tensors import Gradients
 from .validation import check
 
 
@@ -124,8 +125,9 @@ class Chain(Optimizer):
                 loss = closure()
         if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
             return loss
-        params = (param for group in self.param_groups for param in group["params"])
-        grads = Gradients(getattr(self, "grad_scale", None), params)
+        grads = Gradients()
+        if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
+            grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
         actives = [self._active(group) for group in self.param_groups]
         compiled = {
             i: self._fused.setdefault(i, FusedStep())
@@ -198,8 +200,11 @@ class Chain(Optimizer):
             ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
         """
         for group in self.param_groups:
-            if group["differentiable"] or not all(map(addressable, group["params"])):
-                raise ValueError("share_memory() needs all parameters on the CPU, and differentiable=False")
+            if group["differentiable"] or not all(map(owns_memory, group["params"])):
+                raise ValueError(
+                    "share_memory() needs all parameters on the CPU, dense and not conjugated lazily, and "
+                    "differentiable=False"
+                )
         for group in self.param_groups:
             for param in group["params"]:
                 if param.requires_grad:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .memory import overlap, resolved
 from .stage import Place, Stage
-from .tensors import local, real, resolved, share_memory
+from .tensors import local, real
 
 # Long tensors are updated in slices of about this many elements, so that a rule's temporaries stay in the cache.
 SLICE = 1 << 17
@@ -128,7 +129,7 @@ def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]
     if first.numel() <= SLICE:
         yield 0, tensors
         return
-    if share_memory(*tensors):  # the gradient of a slice must not be what an earlier one has written
+    if overlap(*tensors):  # the gradient of a slice must not be what an earlier one has written
         tensors = [first, grad.clone(), *memory]
     rows = max(1, SLICE * first.shape[0] // first.numel())
     for row in range(0, first.shape[0], rows):

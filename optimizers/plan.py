@@ -9,9 +9,10 @@ from .elementwise import prove
 from .execution import Active, Hyper
 from .fused import FusedStep
 from .fused.table import Indexed
+from .memory import resolved, tied
 from .stage import Stage
 from .state import rate, schedule, with_gradients
-from .tensors import Gradients, check, local, refuse_sparse, resolved, tied
+from .tensors import Gradients, check, local, refuse_sparse
 
 Groups = Sequence[Hyper]
 States = Mapping[Tensor, Hyper]

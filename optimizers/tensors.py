@@ -4,41 +4,28 @@ A parameter, its gradient and its state may each be a shard, a result still on i
 a tensor without memory; all of them must be of one shape, on one device, and apart from each other.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Sequence
 from operator import sub
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_PLAIN = (Tensor, nn.Parameter)  # of any other class, torch's operations may mean something else
+from .memory import PLAIN, extent, overlap, overlaps_itself, resolved, stands_for_itself
 
 
 class Gradients(dict[Tensor, Tensor]):
-    """The gradients of one step, by parameter, as the step takes them.
+    """The gradients of one step, by parameter, as the step takes them."""
 
-    Args:
-        scale: what `torch.amp.GradScaler` has multiplied them by; None if they are not scaled. As torch's fused
-            optimizers do, they are divided by it in ``param.grad`` itself.
-        params: the parameters.
-    """
-
-    def __init__(self, scale: Tensor | None, params: Iterable[Tensor]) -> None:
-        super().__init__()
-        if scale is None:
-            return
-        factor = float(scale)
+    def unscale(self, factor: float, params: Sequence[Tensor]) -> None:
+        """Divide the parameters' gradients by a factor: ``param.grad`` itself, as torch's fused optimizers do."""
+        given = {id(param.grad): param.grad for param in params if param.grad is not None}  # shared ones once
         for param in params:
-            grad = param.grad
-            if grad is None:
-                continue
-            if torch.is_grad_enabled():  # a differentiable step changes no tensor of the graph
-                self[param] = gradient(param) / factor
-                continue
-            if grad.dtype == torch.float16:
+            if param.grad is not None and (torch.is_grad_enabled() or param.grad.dtype == torch.float16):
                 # What the scale has kept from underflow is not lost to the step.
-                self[param] = gradient(param).float() / factor
+                grad = gradient(param)
+                self[param] = (grad.float() if grad.dtype == torch.float16 else grad) / factor
+        for grad in () if torch.is_grad_enabled() else given.values():  # no tensor of a graph is changed
             (grad._values() if grad.is_sparse else grad).div_(factor)
 
     def __missing__(self, param: Tensor) -> Tensor:
@@ -53,10 +40,10 @@ def gradient(param: Tensor) -> Tensor:
         RuntimeError: one of both is distributed (a DTensor) and the other is not.
     """
     grad = cast(Any, param.grad)
-    if type(grad) is Tensor:
+    if type(grad) in PLAIN:
         if hasattr(param, "to_local"):
             raise RuntimeError(f"the gradient of {_said(param)}, a DTensor, is a plain tensor: distribute it, too")
-        return grad
+        return cast(Tensor, grad)
     if hasattr(grad, "to_local"):
         if not hasattr(param, "to_local"):
             raise RuntimeError(f"the gradient of {_said(param)} is a DTensor, the parameter is not: distribute it")
@@ -73,7 +60,7 @@ def placed(tensor: Any, like: Any) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this process holds, once it is there; any other tensor as it is."""
-    if type(tensor) in _PLAIN:
+    if type(tensor) in PLAIN:
         return tensor
     part: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     part = part.wait() if hasattr(part, "trigger_wait") else part
@@ -86,28 +73,6 @@ def real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
     # (A gradient may be conjugated lazily, and then has no such view.)
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def resolved(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy of a view that is conjugated or negated lazily."""
-    return tensor.resolve_conj().resolve_neg()
-
-
-def addressable(tensor: Tensor) -> bool:
-    """Whether a C function may be given the tensor's address: its memory is here, and is what the tensor says."""
-    return _stands_for_itself(tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-
-
-def _stands_for_itself(tensor: Tensor) -> bool:
-    """Whether a tensor has memory, and is no wrapper of Python (a class of its own) or of C++ (a transform's)."""
-    if type(tensor) not in _PLAIN:
-        return False
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.numel() == 0:
-        return True
-    try:
-        return tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 def check(
@@ -130,7 +95,8 @@ def check(
         raise RuntimeError(f"{_said(param)} has the layout {param.layout}: a step needs strided parameters")
     if any(placement.is_partial() for placement in getattr(param, "placements", ())):
         raise RuntimeError(f"{_said(param)} is a sum spread over processes (Partial): redistribute it")
-    if torch.is_grad_enabled() and param.is_leaf and param.requires_grad:
+    base: Any = param._base if param._is_view() else param
+    if torch.is_grad_enabled() and base.is_leaf and base.requires_grad:
         raise RuntimeError(
             f"{_said(param)} is a leaf that requires grad: a differentiable step needs a clone() of it"
         )
@@ -156,7 +122,7 @@ def check(
             if overlaps_itself(part):
                 part = state[name] = tensor.clone(memory_format=torch.contiguous_format)
             written.append(part)
-    if len(written) > 1 and share_memory(*written):
+    if len(written) > 1 and overlap(*written):
         raise RuntimeError(f"{_said(param)} and its state ({', '.join(tensors)}) share memory: clone them first")
 
 
@@ -168,7 +134,7 @@ def _ordinary(
     shape, dtype, device, size = param.shape, param.dtype, param.device, param.nbytes
     for tensor in everything:
         if (
-            type(tensor) not in _PLAIN
+            type(tensor) not in PLAIN
             or tensor.layout is not torch.strided
             or tensor.dtype is not dtype
             or tensor.shape != shape
@@ -227,84 +193,17 @@ def _check_alike(name: str, tensor: Tensor, param: Tensor, own: Tensor) -> None:
         raise RuntimeError(f"{name} is of {tensor.dtype}, its parameter of {param.dtype}")
     if not part.is_sparse:
         _check_memory(name, part, param)
-    if _stands_for_itself(own) and not _stands_for_itself(part):
+    if stands_for_itself(own) and not stands_for_itself(part):
         raise RuntimeError(f"{name} has no memory of its own (it is a {type(tensor).__name__}), its parameter has")
 
 
 def _check_memory(name: str, tensor: Tensor, param: Tensor) -> None:
     """RuntimeError for a tensor whose storage was taken away, as FSDP does between uses."""
-    if type(tensor) in _PLAIN and tensor.device.type != "meta" and tensor.numel():
-        end = (tensor.storage_offset() + _extent(tensor)) * tensor.itemsize
+    if type(tensor) in PLAIN and tensor.device.type != "meta" and tensor.numel():
+        end = (tensor.storage_offset() + extent(tensor)) * tensor.itemsize
         if tensor.untyped_storage().nbytes() < end:
             raise RuntimeError(f"{name} has no memory (its storage was resized), at {_said(param)}")
 
 
 def _said(param: Tensor) -> str:
     return f"a parameter of shape {tuple(param.shape)}"
-
-
-# ------------------------------------------------------------------ memory
-
-
-def _extent(tensor: Tensor) -> int:
-    """How many elements lie from a tensor's first to its last in memory, both included."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether two coordinates may be one place in memory (an expanded tensor); interleaved strides count, too."""
-    if type(tensor) not in _PLAIN or tensor.is_contiguous():
-        return False
-    last = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride <= last:
-                return True
-            last += (size - 1) * stride
-    return False
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of a tensor's first byte and of the one behind its last."""
-    begin = tensor.data_ptr()
-    size = tensor.numel() if tensor.is_contiguous() else _extent(tensor) if tensor.numel() else 0
-    return begin, begin + size * tensor.itemsize
-
-
-def _spans(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-    for tensor in tensors:
-        if type(tensor) in _PLAIN and tensor.layout == torch.strided and tensor.device.type != "meta":
-            begin, end = _span(tensor)
-            if end > begin:
-                yield begin, end
-
-
-def share_memory(*tensors: Tensor) -> bool:
-    """Whether two of the tensors may have memory in common; columns that interleave count, too."""
-    spans = sorted(_spans(tensors))
-    return any(after[0] < before[1] for before, after in pairwise(spans))
-
-
-def tied(written: Mapping[int, Sequence[Tensor]], read: Mapping[int, Sequence[Tensor]]) -> frozenset[int]:
-    """The parameters, by index, whose step writes memory that another tensor of the step has, too.
-
-    Args:
-        written, read: the tensors that are written and read (the gradients) in each parameter's step.
-    """
-    spans = [
-        (begin, end, index, writes)
-        for kind, writes in ((written, True), (read, False))
-        for index, tensors in kind.items()
-        for begin, end in _spans(tensors)
-    ]
-    found: set[int] = set()
-    group: list[tuple[int, bool]] = []
-    last = 0
-    for begin, end, index, writes in [*sorted(spans), (1 << 64, 1 << 64, -1, False)]:
-        if begin >= last:
-            if len(group) > 1 and any(writes for _, writes in group):
-                found |= {index for index, _ in group}
-            group = []
-        group.append((index, writes))
-        last = max(last, end)
-    return frozenset(found)

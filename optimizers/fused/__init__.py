@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..execution import Active, Hyper, Part
+from ..memory import addressable, owns_memory
 from ..stage import Stage
 from ..state import begin, schedule, with_gradients
-from ..tensors import Gradients, addressable, local, real, resolved
+from ..tensors import Gradients, local, real
 from .c_source import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
@@ -45,7 +46,7 @@ def supported(param: Tensor) -> bool:
     if type(param) not in (Tensor, nn.Parameter) and not hasattr(param, "to_local"):
         return False
     own = local(param)
-    return addressable(own) and resolved(own) is own and real(own).dtype in STORED and in_memory(own) is not None
+    return owns_memory(own) and real(own).dtype in STORED and in_memory(own) is not None
 
 
 class FusedStep:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..execution import Hyper, shard
-from ..tensors import Gradients, addressable, local, real, resolved
+from ..memory import addressable, resolved
+from ..tensors import Gradients, local, real
 from .c_source import c_source
 from .compiler import load
 from .layout import alike, layout
@@ -49,10 +50,10 @@ class Table:
         self._params = list(members.values())
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
-        for param, state in zip(self._locals, self._states, strict=True):
+        for param, own, state in zip(self._params, self._locals, self._states, strict=True):
             for name in program.names[1:]:
-                if not hasattr(state[name], "to_local") and not alike(state[name], param):
-                    state[name] = torch.empty_like(param).copy_(state[name])
+                if not alike(local(state[name]), own):
+                    state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
             for name in program.scalars:
                 state[name] = state[name].to("cpu", torch.float32)
         # All counts are in one piece of memory, so that a step need not ask for the place of each.

@@ -15,6 +15,7 @@ class AdagradDirection(Stage):
     """The gradient over the root of the sum of all squares (Duchi, Hazan and Singer 2011, Figure 1, diagonal)."""
 
     place = Place.DIRECTION
+    sparse = "entries"
     ranges = {"lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)", "eps": "[0, inf)"}
     state = ("sum",)
 

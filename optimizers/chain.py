@@ -11,8 +11,8 @@ A step runs each parameter through five places (`Place`), in this order whatever
 The mathematics is in the stages, as pure functions; this module keeps torch's books: groups, state, checkpoints.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict, cast, overload
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -22,10 +22,12 @@ from .composition import in_order, refuse_clashes
 from .execution import Active, Hyper, Part, step_differentiably, step_in_place
 from .fused import FusedStep, worth_it
 from .fused.compiler import find
-from .fused.table import Indexed
 from .hogwild import step_lock_free
+from .memory import owns_memory
+from .plan import Plan
 from .stage import Stage
-from .state import adopt, apart, begin, check_dense, home, number, rate, schedule, with_gradients
+from .state import adopt, apart, begin, home, number, rate, schedule
+from .tensors import Gradients
 from .validation import check
 
 
@@ -60,7 +62,9 @@ class Chain(Optimizer):
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: a hyper-parameter is out of its range, or the stages do not fit together.
-        RuntimeError: (in `step`) a gradient is sparse, or it or the state is not of the parameter's shape.
+        RuntimeError: (in `step`) a gradient is sparse and a stage needs it dense, or it or the state is not of the
+            parameter's shape, or has no memory of its own.
+        ValueError: (in `step`) a stage is not elementwise.
     """
 
     _lock_free = False  # set by `share_memory`
@@ -83,6 +87,7 @@ class Chain(Optimizer):
             raise TypeError(f"extensions must be a list of stages, got {extensions!r}")
         self._stages = in_order([*stages, *extensions])
         self._fused: dict[int, FusedStep] = {}
+        self._plan = Plan()
         defaults: Hyper = {
             "lr": lr,
             "maximize": maximize,
@@ -118,39 +123,30 @@ class Chain(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
+            return loss
+        grads = Gradients()
+        if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
+            grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
         actives = [self._active(group) for group in self.param_groups]
-        shared = self._shared(actives)
+        compiled = {
+            i: self._fused.setdefault(i, FusedStep())
+            for i, group in enumerate(self.param_groups)
+            if self._compiles(group)
+        }
         # All that can be refused is refused before the first parameter moves.
-        compiled: list[FusedStep] = []
-        eager: list[Indexed] = []
-        first = 0
-        for i, (group, active) in enumerate(zip(self.param_groups, actives, strict=True)):
-            if self._compiles(group):
-                compiled.append(self._fused.setdefault(i, FusedStep()))
-                eager.append(compiled[-1].prepare(first, active, group, shared, self.state))
-            else:
-                eager.append(with_gradients(group["params"], first))
-            check_dense(eager[-1].values(), rows=self._lock_free)
-            first += len(group["params"])
-        for step in compiled:
+        eager, shared = self._plan.make(self.param_groups, actives, self.state, grads, compiled, self._lock_free)
+        for step in compiled.values():
             step.run()
-        for group, active, params in zip(self.param_groups, actives, eager, strict=True):
-            for index, param in params.items():
-                self._step_parameter(param, index, group, active, shared)
+        for group, active, members in zip(self.param_groups, actives, eager, strict=True):
+            for index, param in members.items():
+                self._step_parameter(param, grads[param], index, group, active, shared)
         return loss
 
-    def _shared(self, actives: Sequence[Active]) -> Hyper:
-        """What stages compute from all gradients together, before the first parameter moves."""
-        # Where groups differ, the first one decides.
-        stages = {part.stage: part.hyper for active in reversed(actives) for part in active}
-        shared: Hyper = {}
-        if any(type(stage).before is not Stage.before for stage in stages):
-            params = [param for group in self.param_groups for param in group["params"]]
-            grads = [cast(Tensor, param.grad) for param in params if param.grad is not None]
-            grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-            for stage, hyper in stages.items():
-                shared |= stage.before(grads, hyper)
-        return shared
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` leaves scaled gradients to `step`, as to torch's fused optimizers."""
+        return all(group["fused"] and not group["capturable"] for group in self.param_groups)
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
@@ -168,8 +164,9 @@ class Chain(Optimizer):
             return bool(self._worth_compiling)
         return bool(group["fused"])
 
-    def _step_parameter(self, param: Tensor, index: int, group: Hyper, active: Active, shared: Hyper) -> None:
-        grad = cast(Tensor, param.grad)
+    def _step_parameter(
+        self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
+    ) -> None:
         state = self.state[param]
         begin(state, param, active, group)
         state["step"] += 1
@@ -200,11 +197,14 @@ class Chain(Optimizer):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not on the CPU, or a group is differentiable.
+            ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
         """
         for group in self.param_groups:
-            if group["differentiable"] or any(param.device.type != "cpu" for param in group["params"]):
-                raise ValueError("share_memory() needs all parameters on the CPU, and differentiable=False")
+            if group["differentiable"] or not all(map(owns_memory, group["params"])):
+                raise ValueError(
+                    "share_memory() needs all parameters on the CPU, dense and not conjugated lazily, and "
+                    "differentiable=False"
+                )
         for group in self.param_groups:
             for param in group["params"]:
                 if param.requires_grad:
@@ -264,7 +264,7 @@ class Chain(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
         super().__setstate__(state)
-        self._fused, self._worth_compiling = {}, None
+        self._fused, self._plan, self._worth_compiling = {}, Plan(), None
         for group in self.param_groups:
             # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
             for name, value in self.defaults.items():

@@ -28,6 +28,7 @@ class ClipNorm(Stage):
     """
 
     place = Place.GRADIENT
+    sparse = "entries"
     rank = -4
     prefix = "clip_norm"
     ranges = {"max_norm": "(0, inf]", "norm_type": "(0, inf]"}
@@ -70,6 +71,7 @@ class ClipValue(Stage):
     """
 
     place = Place.GRADIENT
+    sparse = "entries"
     rank = -3
     prefix = "clip_value"
     ranges = {"value": "(0, inf]"}

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .memory import overlap, resolved
 from .stage import Place, Stage
+from .tensors import local, real
 
 # Long tensors are updated in slices of about this many elements, so that a rule's temporaries stay in the cache.
 SLICE = 1 << 17
@@ -62,10 +64,29 @@ def advance(
 
 
 def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
-    """Advance a parameter and its state where they are, slice by slice."""
+    """Advance a parameter and its state where they are: slice by slice, or where a sparse gradient has entries."""
     names = [name for part in active for name in part.names]
+    own = local(param)
+    work = resolved(own)
+    tensors = [real(tensor) for tensor in (work, *(local(state[name]) for name in names))]
+    if grad.is_sparse:
+        index, values, coordinate = entries(param, grad)
+        old = [tensor[index] for tensor in tensors]
+        new_param, new = advance(
+            active, old[0], values, dict(zip(names, old[1:], strict=True)), {**known, "coordinate": coordinate}
+        )
+        for tensor, result in zip(tensors, [new_param, *(new[name] for name in names)], strict=True):
+            tensor[index] = result.to(tensor.dtype)
+    else:
+        _step_slices(active, param, names, [tensors[0], real(local(grad)), *tensors[1:]], known)
+    if work is not own:  # a view that is conjugated lazily is written as a whole
+        own.copy_(work)
+
+
+def _step_slices(
+    active: Active, param: Tensor, names: Sequence[str], tensors: Sequence[Tensor], known: Hyper
+) -> None:
     counted = any("coordinate" in part.stage.needs for part in active)
-    tensors = [real(local(t)) for t in (param, grad, *(state[name] for name in names))]
     for row, (p, g, *old) in _slices(tensors):
         if counted:
             known = {**known, "coordinate": coordinates(param, p.shape, row)}
@@ -86,28 +107,30 @@ def step_differentiably(
     names = [name for part in active for name in part.names]
     p = real(param.clone())
     known = {**known, "coordinate": coordinates(param, p.shape, 0)}
-    new_param, new = advance(active, p, real(grad), {name: real(state[name]) for name in names}, known)
+    dense = grad.to_dense() if grad.is_sparse else grad
+    new_param, new = advance(active, p, real(dense), {name: real(state[name]) for name in names}, known)
     param.copy_(back(new_param))
     state.update({name: back(new[name]) for name in names})
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor (FSDP) that this process holds; any other tensor as it is."""
-    return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
-
-
-def real(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals: every rule treats the two parts as two coordinates."""
-    # (A gradient may be conjugated lazily, and then has no such view.)
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+def entries(param: Tensor, grad: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Where a sparse gradient has values, the values, in reals, and their coordinates."""
+    grad = grad.coalesce()
+    index, values = tuple(grad.indices()), real(grad.values())
+    strides = [math.prod(shard(param)[0][d + 1 :]) for d in range(len(index))]
+    first = sum((i * stride for i, stride in zip(index, strides, strict=True)), torch.zeros_like(grad.indices()[0]))
+    within = torch.arange(math.prod(values.shape[1:]), device=values.device).view(values.shape[1:])
+    return index, values, first.view(-1, *[1] * within.dim()) + within
 
 
 def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:
     """The tensors, all of one shape, as views of whole rows, about `SLICE` elements each, with their first row."""
-    first = tensors[0]
+    first, grad, *memory = tensors
     if first.numel() <= SLICE:
         yield 0, tensors
         return
+    if overlap(*tensors):  # the gradient of a slice must not be what an earlier one has written
+        tensors = [first, grad.clone(), *memory]
     rows = max(1, SLICE * first.shape[0] // first.numel())
     for row in range(0, first.shape[0], rows):
         yield row, [tensor[row : row + rows] for tensor in tensors]

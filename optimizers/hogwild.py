@@ -15,7 +15,6 @@ within the addition, which loses one of them: that much the theory allows. The s
 could make a second moment negative. `step` is shared and counts the steps of all processes, collisions aside.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,30 +23,28 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
-from .execution import Active, Hyper, advance, coordinates, real
+from .execution import Active, Hyper, advance, coordinates, entries
+from .tensors import real
 
 
 def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
     """Advance a parameter and its state where they are, writing no coordinate that the step does not change."""
     names = [name for part in active for name in part.names]
     shared = [real(tensor) for tensor in (param, *(state[name] for name in names))]
+    index: tuple[Tensor, ...] | None = None
     if grad.is_sparse:
-        grad = grad.coalesce()
-        rows = grad.indices()[0]
-        first_of_row = rows.view(-1, *[1] * (shared[0].dim() - 1)) * math.prod(shared[0].shape[1:])
-        coordinate = first_of_row + coordinates(param, shared[0][:1].shape, 0)
-        grad, old = real(grad.values()), [tensor[rows] for tensor in shared]
+        index, grad, coordinate = entries(param, grad)
+        old = [tensor[index] for tensor in shared]
     else:
-        rows = None
         coordinate = coordinates(param, shared[0].shape, 0)
         grad, old = real(grad), [tensor.clone() for tensor in shared]
     p, memory = old[0], dict(zip(names, old[1:], strict=True))
     new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate})
     for tensor, before, after in zip(shared, old, [new_param, *(new[name] for name in names)], strict=True):
         is_param = tensor is shared[0]
-        change = after - before if is_param else after
-        if rows is not None:
-            tensor.index_put_((rows,), change, accumulate=is_param)
+        change = (after - before if is_param else after).to(tensor.dtype)
+        if index is not None:
+            tensor.index_put_(index, change, accumulate=is_param)
         else:
             if tensor.dim() == 0:  # which has no index
                 tensor, before, after, change = tensor[None], before[None], after[None], change[None]

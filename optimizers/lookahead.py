@@ -39,6 +39,7 @@ class Lookahead(Stage):
     """
 
     place = Place.PARAMETERS
+    sparse = "whole"
     prefix = "lookahead"
     ranges = {"k": f"int [1, {2**31}) or None", "alpha": "(0, 1]", "inner": "keep | reset | average"}
     state: tuple[str, ...] = ("slow_param",)

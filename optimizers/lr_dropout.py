@@ -30,6 +30,7 @@ class LearningRateDropout(Stage):
     """
 
     place = Place.STEP_SIZE
+    sparse = "entries"
     prefix = "lr_dropout"
     ranges = {"keep": "(0, 1]", "seed": SEED}
 
@@ -65,6 +66,7 @@ class GradientDropout(Stage):
     """
 
     place = Place.GRADIENT
+    sparse = "entries"
     rank = -1
     prefix = "gradient_dropout"
     ranges = {"keep": "(0, 1]", "seed": SEED}

@@ -15,6 +15,7 @@ class Momentum(Stage):
     """The velocity b_t = μ b_{t−1} + g_t (Sutskever et al. 2013, eq. 1–4), with the learning rate outside of it."""
 
     place = Place.DIRECTION
+    sparse = "whole"
     ranges = {"momentum": "[0, inf)", "dampening": "(-inf, inf)", "nesterov": "bool"}
     state = ("momentum_buffer",)
     velocity = state

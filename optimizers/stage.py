@@ -8,7 +8,7 @@ hyper-parameters live in the optimizer's `param_groups`, memory lives in its `st
 import inspect
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class Stage:
     prefix: ClassVar[str] = ""
     #: True for a direction whose result already contains the learning rate
     includes_lr: ClassVar[bool] = False
+    #: what it makes of a sparse gradient (an embedding's): "entries" where a gradient of 0 leaves a coordinate, and
+    #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
+    #: the zeros, too; None refuses it
+    sparse: ClassVar[Literal["entries", "whole"] | None] = None
     needs: ClassVar[tuple[str, ...]]
     update: Any  # a static method; its signature differs from stage to stage
 

@@ -31,17 +31,6 @@ def with_gradients(params: Iterable[Tensor], first: int) -> dict[int, Tensor]:
     return {index: param for index, param in enumerate(params, first) if param.grad is not None}
 
 
-def check_dense(params: Iterable[Tensor], rows: bool = False) -> None:
-    """RuntimeError for a sparse gradient; with `rows`, only for one that is not made of whole rows."""
-    for param in params:
-        grad = param.grad
-        if grad is not None and grad.is_sparse and not (rows and grad.sparse_dim() == 1):
-            raise RuntimeError(
-                f"a step needs dense gradients, got a sparse one for a parameter of shape {tuple(param.shape)}: "
-                "build the embedding with sparse=False (after share_memory(), sparse rows are fine)"
-            )
-
-
 def home(param: Tensor, group: Hyper) -> torch.device:
     """Where a parameter's numbers live: on the CPU, as reading one from an accelerator waits for the device.
 

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..execution import Active, Hyper, Part, local, real
+from ..execution import Active, Hyper, Part
+from ..memory import addressable, owns_memory
 from ..stage import Stage
-from ..state import begin, check_dense, schedule, with_gradients
+from ..state import begin, schedule, with_gradients
+from ..tensors import Gradients, local, real
 from .c_source import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
-from .table import Indexed, Table, check_alike
+from .table import Indexed, Table
 from .tracing import Program, Untraceable, form, numbers, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
 
-_programs: dict[Any, Program] = {}
+# With the stages, so that no other one has an address that is part of a key.
+_programs: dict[Any, tuple[Program, Active]] = {}
 
 
 def worth_it(params: Iterable[Tensor]) -> bool | None:
@@ -40,12 +43,10 @@ def worth_it(params: Iterable[Tensor]) -> bool | None:
 
 def supported(param: Tensor) -> bool:
     """Whether a kernel can step this parameter: on the CPU, of a dtype that C has, in a row in memory."""
-    return (
-        param.device.type == "cpu"
-        and (type(param) in (Tensor, nn.Parameter) or hasattr(param, "to_local"))
-        and real(local(param)).dtype in STORED
-        and in_memory(local(param)) is not None
-    )
+    if type(param) not in (Tensor, nn.Parameter) and not hasattr(param, "to_local"):
+        return False
+    own = local(param)
+    return owns_memory(own) and real(own).dtype in STORED and in_memory(own) is not None
 
 
 class FusedStep:
@@ -60,7 +61,15 @@ class FusedStep:
         self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
-        self, first: int, active: Active, group: Hyper, shared: Hyper, states: Mapping[Tensor, Hyper]
+        self,
+        first: int,
+        active: Active,
+        group: Hyper,
+        shared: Hyper,
+        states: Mapping[Tensor, Hyper],
+        grads: Gradients,
+        tied: frozenset[int],
+        held: bool,
     ) -> Indexed:
         """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
@@ -68,9 +77,9 @@ class FusedStep:
             first: the index of the group's first parameter among all of the optimizer's.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
-
-        Raises:
-            RuntimeError: a gradient is sparse, or it or a state tensor is not of its parameter's shape.
+            grads: the step's gradients, all of which were checked.
+            tied: the parameters that can only be stepped one after the other, by index.
+            held: what `holds` has said.
         """
         active = [
             Part(stage, {name: plain(stage, name, value) for name, value in hyper.items()}, names)
@@ -78,14 +87,14 @@ class FusedStep:
         ]
         known = {"lr": float(group["lr"]), "schedule": float(schedule(group)), "maximize": group["maximize"]}
         known |= {name: float(value) for name, value in shared.items()}
-        key = form(active, known)
-        if key != self._key or not self._holds(group["params"], states):
+        key = form(active, known), tied
+        if key != self._key or not held:
             self._key, self._params, self.tables, self._eager = None, list(group["params"]), [], {}
             self._without = [param for param in self._params if param.grad is None]
-            self._lay_out(with_gradients(self._params, first), active, known, group, states)
+            self._lay_out(with_gradients(self._params, first), active, known, group, states, grads, tied)
             self._key = key
             for table in self.tables:
-                table.look()
+                table.look(grads)
         given = [value for _, value in numbers(active, known)]
         self._reals = array("d", [value for value in given if isinstance(value, float)])
         self._wholes = array("q", [value for value in given if isinstance(value, int)])
@@ -101,45 +110,58 @@ class FusedStep:
         """False once it was found that no kernel can advance these parameters."""
         return bool(self.tables) or not self._eager
 
-    def _holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper]) -> bool:
+    def holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
+        """Whether all tensors are those that were laid out; it takes the gradients of now for `run`."""
         return (
-            len(params) == len(self._params)
+            self._key is not None
+            and len(params) == len(self._params)
             and all(map(is_, params, self._params))
-            and all([table.holds(states) for table in self.tables])
+            and all([table.holds(states, grads) for table in self.tables])
             and all(param.grad is None for param in self._without)
             and all(param.grad is not None for param in self._eager.values())
         )
 
-    def _lay_out(self, params: Indexed, active: Active, known: Hyper, group: Hyper, states: Any) -> None:
+    def _lay_out(
+        self,
+        params: Indexed,
+        active: Active,
+        known: Hyper,
+        group: Hyper,
+        states: Any,
+        grads: Gradients,
+        tied: frozenset[int],
+    ) -> None:
         """Sort the parameters into tables, one per combination of dtypes, and complex ones by themselves."""
-        check_dense(params.values())
         by_kind: dict[tuple[bool, tuple[torch.dtype, ...]], Indexed] = {}
         names = [name for part in active for name in part.names]
         for index, param in params.items():
-            if not supported(param):
+            tensors = [param, grads[param]]
+            compiles = index not in tied and supported(param) and not param.grad.is_sparse  # type: ignore[union-attr]
+            if compiles:
+                begin(states[param], param, active, group)
+                tensors += [states[param][name] for name in names]
+            if compiles and all(map(addressable, map(local, tensors))):
+                kind = param.is_complex(), tuple(real(tensor).dtype for tensor in tensors)
+                by_kind.setdefault(kind, {})[index] = param
+            else:
                 self._eager[index] = param
-                continue
-            begin(states[param], param, active, group)
-            tensors = (param, param.grad, *(states[param][name] for name in names))
-            check_alike(param, dict(zip(("its gradient", *names), tensors[1:], strict=True)))
-            kind = param.is_complex(), tuple(real(t).dtype for t in tensors)
-            by_kind.setdefault(kind, {})[index] = param
         try:
             for (_, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
-                program = _programs.get((form(active, known), dtype)) or trace(active, known, dtype)
-                _programs[form(active, known), dtype] = program
-                self.tables.append(Table(program, dtypes, members, states))
+                program, _ = _programs.get((form(active, known), dtype)) or (trace(active, known, dtype), active)
+                _programs[form(active, known), dtype] = program, active
+                self.tables.append(Table(program, dtypes, members, states, grads))
         except (Untraceable, NoCompiler) as error:
             self.tables, self._eager = [], params
             if group["fused"]:
                 _warn(f"fused=True runs eagerly: {error}")
-        if group["fused"] and self._eager and self._eager is not params:
-            param = next(iter(self._eager.values()))
+        # (Nothing is faster for a sparse gradient.)
+        slow = [param for param in self._eager.values() if not param.grad.is_sparse]  # type: ignore[union-attr]
+        if group["fused"] and slow and self._eager is not params:
             _warn(
-                f"fused=True steps some parameters eagerly, such as one of {param.dtype} and shape "
-                f"{tuple(param.shape)} on {param.device}: it needs floating-point parameters on the CPU, their "
-                "elements in a row in memory"
+                f"fused=True steps some parameters eagerly, such as one of {slow[0].dtype} and shape "
+                f"{tuple(slow[0].shape)} on {slow[0].device}: it needs floating-point parameters on the CPU, their "
+                "elements in a row in memory that no other one has, and plain tensors for gradients and state"
             )
 
 

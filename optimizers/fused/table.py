@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..execution import Hyper, local, real, shard
+from ..execution import Hyper, shard
+from ..memory import addressable, resolved
+from ..tensors import Gradients, local, real
 from .c_source import c_source
 from .compiler import load
 from .layout import alike, layout
@@ -29,23 +31,29 @@ class Table:
         program: what a step computes.
         dtypes: of the parameters, their gradients and their state tensors, complex ones as real.
         members: the parameters, by their indices.
+        grads: the step's gradients.
         states: the optimizer's state; in it are replaced the counts of steps, by views of one piece of memory, and
             what cannot be stepped as it is: tensors in another order in memory than their parameter's, other
             numbers of another type.
     """
 
     def __init__(
-        self, program: Program, dtypes: Sequence[torch.dtype], members: Indexed, states: Mapping[Tensor, Hyper]
+        self,
+        program: Program,
+        dtypes: Sequence[torch.dtype],
+        members: Indexed,
+        states: Mapping[Tensor, Hyper],
+        grads: Gradients,
     ) -> None:
         self.source = c_source(program, dtypes)
         self._function = load(self.source)
         self._params = list(members.values())
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
-        for param, state in zip(self._locals, self._states, strict=True):
+        for param, own, state in zip(self._params, self._locals, self._states, strict=True):
             for name in program.names[1:]:
-                if not hasattr(state[name], "to_local") and not alike(state[name], param):
-                    state[name] = torch.empty_like(param).copy_(state[name])
+                if not alike(local(state[name]), own):
+                    state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
             for name in program.scalars:
                 state[name] = state[name].to("cpu", torch.float32)
         # All counts are in one piece of memory, so that a step need not ask for the place of each.
@@ -62,13 +70,14 @@ class Table:
         ]
         self._sharded = any(param is not own for param, own in zip(self._params, self._locals, strict=True))
         self._complex = self._params[0].is_complex()
-        self._grad_dtype = self._params[0].grad.dtype  # type: ignore[union-attr]
+        self._grad_dtype = grads[self._params[0]].dtype
         # What the kernel takes for granted of the tensors, and the signs by which a step sees that it may not.
         self._forms = list(map(_form, self._tensors))
         self._pointers = list(map(Tensor.data_ptr, self._tensors))
         self._places = array("q", self._pointers)
         self._strides = [param.stride() for param in self._locals]
-        self._grads: list[Tensor] = []  # from `look` to `step`
+        self._grads: list[Any] = []  # from `look` to `step`
+        self._grad_pointers: list[int] = []
         self._usual = False  # whether they can be stepped as they are
         self._guard = self._guard_grads()
         views = [real(param) for param in self._locals]
@@ -78,22 +87,28 @@ class Table:
         self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE
 
-    def look(self) -> None:
+    def look(self, grads: Gradients) -> None:
         """Take the gradients of now for the next step."""
         self._grads = list(map(attrgetter("grad"), self._params))
-        self._usual = self._guard is not None and self._guard.check(*self._grads)
+        self._usual = not grads and self._guard is not None and self._guard.check(*self._grads)
+        if self._usual:
+            self._grad_pointers = list(map(Tensor.data_ptr, self._grads))
+            self._usual = all(self._grad_pointers)  # one that is 0 has lost its memory, or has no elements
+        if not self._usual:
+            self._grads = [None if param.grad is None else grads[param] for param in self._params]
 
-    def holds(self, states: Mapping[Tensor, Hyper]) -> bool:
+    def holds(self, states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
         """Whether the table's tensors still are the parameters' state, in the form they had; the gradients too.
 
         It takes the gradients of now, as `look` does.
         """
-        self.look()
+        if self._sharded:
+            return False
+        self.look(grads)
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
         values = list(chain.from_iterable(map(dict.values, self._states)))
         return (
-            not self._sharded
-            and len(states) == len(self._all_states)
+            len(states) == len(self._all_states)
             and all(map(is_, states.values(), self._all_states))
             and len(values) == len(self._values)
             and all(map(is_, values, self._values))
@@ -118,11 +133,9 @@ class Table:
         return None
 
     def _grads_hold(self) -> bool:
-        grads = self._grads
-        return (
-            not any(grad is None or grad.is_sparse for grad in grads)
-            and {grad.dtype for grad in grads} == {self._grad_dtype}
-            and all(grad.shape == param.shape for grad, param in zip(grads, self._locals, strict=True))
+        return all(
+            grad is not None and addressable(grad) and grad.dtype == self._grad_dtype and grad.shape == param.shape
+            for grad, param in zip(self._grads, self._locals, strict=True)
         )
 
     def _forms_hold(self) -> bool:
@@ -133,11 +146,10 @@ class Table:
         """
         if self._states[0]["step"].data_ptr() != self._counts.buffer_info()[0]:
             return False
-        pointers = list(map(Tensor.data_ptr, self._tensors))
-        if self._usual and pointers == self._pointers:
-            return True
-        self._pointers, self._places = pointers, array("q", pointers)
-        return list(map(_form, self._tensors)) == self._forms
+        # What has moved may have come to lie where another tensor is, or nowhere.
+        if list(map(Tensor.data_ptr, self._tensors)) != self._pointers:
+            return False
+        return self._usual or list(map(_form, self._tensors)) == self._forms
 
     def arguments(self, reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
         """What `kernel` is called with for one step, with the gradients that were looked at; to be kept meanwhile.
@@ -147,15 +159,14 @@ class Table:
         """
         grads, self._grads = self._grads, []
         if not self._usual:
-            if self._sharded:
-                grads = list(map(local, grads))
-            grads = [grad.resolve_conj().resolve_neg() for grad in grads]
+            grads = [resolved(local(grad)) for grad in grads]
             grads = [
-                grad if alike(grad, param) else torch.empty_like(param).copy_(grad)
+                grad if alike(grad, param) else torch.empty_like(param, dtype=grad.dtype).copy_(grad)
                 for grad, param in zip(grads, self._locals, strict=True)
             ]
+            self._grad_pointers = list(map(Tensor.data_ptr, grads))
         threads = torch.get_num_threads() if self._large else 1
-        pointers = array("q", list(map(Tensor.data_ptr, grads)))  # from a list it is three times as fast
+        pointers = array("q", self._grad_pointers)
         places = self._places, self._counts, pointers, self._sizes, self._indices, self._layout_places
         return grads, threads, *places, reals, wholes
 
@@ -171,18 +182,5 @@ class Table:
         increment_version(self._params)
 
 
-def check_alike(param: Tensor, others: Mapping[str, Tensor]) -> None:
-    """RuntimeError for a gradient or a state tensor that is not of the parameter's shape, or on another device."""
-    for name, tensor in others.items():
-        for word, a, b in (
-            ("shape", tuple(tensor.shape), tuple(param.shape)),
-            ("device", str(tensor.device), str(param.device)),
-        ):
-            if a != b:
-                raise RuntimeError(
-                    f"{name} has the {word} {a}, its parameter {b}: was a checkpoint of another model loaded?"
-                )
-
-
 def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg()

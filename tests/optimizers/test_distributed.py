@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
@@ -69,6 +70,56 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
 
+PLACEMENTS = {"replicated": Replicate(), "rows": Shard(0), "columns": Shard(1), "summands": Partial()}
+PLACED = [
+    (fused, clip, param, grad)
+    for fused in (False, True)
+    for clip in (False, True)
+    for param in ("replicated", "rows", "columns")
+    for grad in PLACEMENTS
+]
+
+
+def clipped_sgd(params: list[Any], clip: bool, fused: bool) -> Chain:
+    return optimizers.SGD(params, 0.1, momentum=0.9, extensions=[ClipNorm(1.5)] * clip, fused=fused)
+
+
+def placed(mesh: Any) -> dict[Any, Any]:
+    """Where DTensors lead whose gradients, and then state, are placed otherwise than they; what is refused."""
+    ends: dict[Any, Any] = {}
+    numbers = torch.arange(15.0, dtype=torch.float64).view(5, 3) / 10
+    for fused, clip, param_at, grad_at in PLACED:
+        param = nn.Parameter(distribute_tensor(numbers.clone(), mesh, [PLACEMENTS[param_at]]))
+        optimizer = clipped_sgd([param], clip, fused)
+        for t in range(3):
+            # Of summands each process holds half of what the gradient is.
+            if grad_at == "summands":
+                param.grad = DTensor.from_local((numbers - t) / 2, mesh, [Partial()])
+            else:
+                param.grad = distribute_tensor(numbers - t, mesh, [PLACEMENTS[grad_at]])
+            optimizer.step()
+            assert param.placements == (PLACEMENTS[param_at],)
+            state = optimizer.state[param]
+            other = [Replicate() if param_at == "rows" else Shard(0)]
+            state["momentum_buffer"] = state["momentum_buffer"].redistribute(mesh, other)
+        ends[fused, clip, param_at, grad_at] = whole(param)
+    for name, param, grad in (
+        ("plain gradient", distribute_tensor(numbers, mesh, [Replicate()]), numbers.clone()),
+        ("placed gradient", numbers.clone(), distribute_tensor(numbers, mesh, [Replicate()])),
+        ("summands", *(DTensor.from_local(numbers.clone(), mesh, [Partial()]) for _ in range(2))),
+    ):
+        for fused in (False, True):
+            first = nn.Parameter(torch.ones(2))
+            first.grad = torch.ones(2)
+            optimizer = clipped_sgd([first, nn.Parameter(param)], False, fused)
+            optimizer.param_groups[0]["params"][1].grad = grad
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                ends[name, fused] = str(error), first.tolist()
+    return ends
+
+
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     init = f"file://{folder / 'rendezvous'}"
@@ -92,6 +143,7 @@ def work(rank: int, folder: Path) -> None:
             zip(("model", "optimizer"), get_state_dict(shards, optimizer), strict=True)
         )
     dcp.save(checkpoint, checkpoint_id=folder / "checkpoint")
+    torch.save(placed(mesh), folder / f"{rank}-placed.pt")
     torch.save(ends, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -116,6 +168,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ends(folder: Path) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_gradient_comes_to_its_parameters_placements(folder: Path, rank: int) -> None:
+    """Summands are added, shards gathered or cut; what ClipNorm sees, too. Replicas stay alike."""
+    ends = torch.load(folder / f"{rank}-placed.pt", weights_only=True)
+    numbers = torch.arange(15.0, dtype=torch.float64).view(5, 3) / 10
+    for clip in (False, True):
+        param = nn.Parameter(numbers.clone())
+        optimizer = clipped_sgd([param], clip, False)
+        for t in range(3):
+            param.grad = numbers - t
+            optimizer.step()
+        for case in [case for case in PLACED if case[1] is clip]:
+            torch.testing.assert_close(ends[case], param.detach(), rtol=0, atol=1e-12, msg=str(case))
+
+
+def test_what_is_placed_on_one_side_only_is_refused(folder: Path) -> None:
+    for rank in (0, 1):
+        ends = torch.load(folder / f"{rank}-placed.pt", weights_only=True)
+        for fused in (False, True):
+            for name, says in (
+                ("plain gradient", "a DTensor, is a plain tensor: distribute it, too"),
+                ("placed gradient", "is a DTensor, the parameter is not"),
+                ("summands", "is a sum spread over processes"),
+            ):
+                message, first = ends[name, fused]
+                assert says in message
+                assert first == [1.0, 1.0]
 
 
 @pytest.fixture(params=CASES, ids="-".join)

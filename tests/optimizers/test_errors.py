@@ -235,7 +235,7 @@ def test_an_inner_state_of_a_group_needs_a_velocity() -> None:
 @pytest.mark.parametrize("name", optimizers.list())
 def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
     params = parameters()
-    optimizer = optimizers.create(name, params)
+    optimizer = optimizers.create(name, params, weight_decay=0.1)
     params[0].grad, params[1].grad = torch.ones(2), torch.ones(1).to_sparse()
     with pytest.raises(
         RuntimeError, match=r"needs dense gradients, got a sparse one for a parameter of shape \(1,\)"

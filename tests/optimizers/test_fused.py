@@ -564,7 +564,7 @@ class Looking(Stage):
 
     @staticmethod
     def update(grad: Tensor) -> Tensor:
-        return grad if grad.sum() > 0 else -grad
+        return grad.clamp(-2, 2) if grad.abs().max() > 2 else grad
 
 
 class Sorting(Stage):

@@ -1,0 +1,121 @@
+"""Whether what a stage makes of a coordinate depends on that coordinate alone.
+
+Tensors are stepped in slices, in shards, by some of their rows, or by one coordinate after the other in a compiled
+loop. A stage that reduces over its tensor (a norm, a mean), or asks for its shape, would make something else of
+each. So every stage is tried before its first step: a part, given by itself, must come out as within the whole.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .execution import Active, Hyper, Part
+from .fused.tracing import form
+
+# Whatever is done at every k-th step, for k up to 10 and many others, is done in the second of these.
+_STEPS = (1.0, 126000.0)
+_PART = slice(7, 17)  # of 24 coordinates; it begins and ends within a row
+_TOLERANCE = 1e-4  # of the part's largest number: elementwise functions themselves differ in their last digits
+
+_proven: dict[Any, Active] = {}  # with the stages, so that no other one has an address that is part of a key
+
+
+def prove(active: Active, known: Hyper) -> None:
+    """Try stages on small tensors, once for each form that their hyper-parameters give them.
+
+    Args:
+        active: the stages that do something, with their hyper-parameters.
+        known: what else their signatures name and all parameters of a group share.
+
+    Raises:
+        ValueError: a stage is not elementwise.
+    """
+    key = form(active, known)
+    if key in _proven:
+        return
+    with torch.no_grad():
+        for part in active:
+            for step in _STEPS:
+                for tensors in _trials([name for each in active for name in each.names]):
+                    if reason := _difference(part, tensors, {**_host(known), "step": step, "index": 0}):
+                        raise ValueError(
+                            f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
+                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape"
+                        )
+    _proven[key] = active
+
+
+def _trials(names: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Tensors to try a stage on: of several shapes and magnitudes, and with all sorts of things around the part."""
+    extremes = [torch.inf, 0.0, 1.0, -torch.inf, 1e30, 1.0, -1.0]
+    for shape, scale, around in (
+        ((6, 4), 1.0, [1e3]),  # a sum, a mean, the largest and the least take its sign
+        ((24,), 1.0, [-1e3]),
+        ((6, 4), 1e-4, None),
+        ((6, 4), 1.0, extremes),
+    ):
+        random = torch.Generator("cpu").manual_seed(0)
+        tensors = {
+            name: scale * torch.randn(24, generator=random, dtype=torch.float64, device="cpu")
+            for name in ("x", "param", *names)
+        }
+        for name, tensor in tensors.items():
+            if name in names:
+                tensor.abs_()  # a root may be taken
+            elif around:
+                tensor[: _PART.start] = torch.tensor(around, dtype=torch.float64, device="cpu")
+                tensor[_PART.stop :] = around[0]
+        tensors["coordinate"] = torch.arange(24, device="cpu")
+        yield {name: tensor.view(shape) for name, tensor in tensors.items()}
+
+
+def _difference(part: Part, tensors: dict[str, Tensor], known: Hyper) -> str:
+    """How a stage's results for a part by itself differ from the whole's; empty where they do not."""
+    try:
+        whole = _results(part, tensors, known)
+    except Exception:  # it does not take this whole: there is nothing to compare
+        return ""
+    try:
+        alone = _results(part, {name: tensor.flatten()[_PART] for name, tensor in tensors.items()}, known)
+    except Exception as error:
+        return f"it takes a tensor, but no part of it ({type(error).__name__}: {error})".splitlines()[0]
+    shape = tensors["x"].shape
+    for name, result in whole.items():
+        try:
+            within = result.broadcast_to(shape).flatten()[_PART].double()
+            apart = alone[name].broadcast_to(within.shape).double()
+        except (RuntimeError, KeyError):
+            return f"{name} is of shape {tuple(result.shape)} for a tensor of shape {tuple(shape)}"
+        largest = within[within.isfinite()].abs().max() if within.isfinite().any() else 1.0
+        if not torch.allclose(within, apart, rtol=_TOLERANCE, atol=_TOLERANCE * float(largest), equal_nan=True):
+            return f"{name} at a coordinate changes with other coordinates"
+    return ""
+
+
+def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
+    """What a stage returns, by name."""
+    stage, names = part.stage, part.names
+    hyper = _host(part.hyper)
+    scalars: Hyper = dict(stage.scalars)
+    scalars |= stage.count(scalars, known["step"], hyper)
+    memory = {name: tensors[name] for name in names}
+    given = {"param": tensors["param"], "coordinate": tensors["coordinate"], "memory": tuple(memory.values())}
+    given |= {**known, **scalars, **hyper, **dict.fromkeys(stage.state), **memory}
+    out = stage.update(tensors["x"], **{name: given[name] for name in stage.needs})
+    x, *new = out if stage.state else (out,)
+    after = stage.after(dict(tensors), {**known, **scalars, **hyper})
+    results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
+    return {name: torch.as_tensor(result) for name, result in results.items()}
+
+
+def _host(hyper: Hyper) -> Hyper:
+    """Hyper-parameters with all tensors on the CPU."""
+    return {name: _mapped(lambda tensor: tensor.detach().cpu(), value) for name, value in hyper.items()}
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_mapped(function, each) for each in value)
+    return function(value) if isinstance(value, Tensor) else value

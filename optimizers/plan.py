@@ -1,0 +1,114 @@
+"""Before a step: what it will do, parameter by parameter, and all that is refused, while nothing has moved yet."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from torch import Tensor
+
+from .elementwise import prove
+from .execution import Active, Hyper
+from .fused import FusedStep
+from .fused.table import Indexed
+from .memory import resolved, tied
+from .stage import Stage
+from .state import rate, schedule, with_gradients
+from .tensors import Gradients, check, local, refuse_sparse
+
+Groups = Sequence[Hyper]
+States = Mapping[Tensor, Hyper]
+
+
+class Plan:
+    """What is kept from step to step of how an optimizer's groups are stepped, as far as nothing has changed."""
+
+    def __init__(self) -> None:
+        self._tied: frozenset[int] = frozenset()
+        self._proven: Sequence[Active] = ()
+
+    def make(
+        self,
+        groups: Groups,
+        actives: Sequence[Active],
+        states: States,
+        grads: Gradients,
+        compiled: Mapping[int, FusedStep],
+        lock_free: bool,
+    ) -> tuple[list[Indexed], Hyper]:
+        """Make ready for one step.
+
+        Args:
+            groups, states: the optimizer's.
+            actives: the stages that do something, by group.
+            grads: the step's gradients.
+            compiled: the steps of the groups that are compiled, which are made ready.
+            lock_free: the step is Hogwild's.
+
+        Returns:
+            The parameters of each group that are to be stepped eagerly, by index, and what stages have computed
+            from all gradients together.
+
+        Raises:
+            RuntimeError: a gradient, or the state, cannot be stepped (see `tensors.check`).
+            ValueError: a stage is not elementwise.
+        """
+        held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
+        firsts = list(accumulate((len(group["params"]) for group in groups), initial=0))
+        eager: list[Indexed] = [
+            {} if i in held else with_gradients(group["params"], first)
+            for i, (group, first) in enumerate(zip(groups, firsts, strict=False))
+        ]
+        for active, params in zip(actives, eager, strict=True):
+            _check(params.values(), active, states, grads, lock_free)
+        shared = _shared(groups, actives, grads)
+        if actives != self._proven:
+            for group, active in zip(groups, actives, strict=True):
+                known = {"lr": rate(group), "schedule": schedule(group), "maximize": group["maximize"]}
+                prove(active, {**shared, **known})
+            self._proven = actives
+        if compiled.keys() - held:
+            self._tied = _tied(groups, states, grads)
+        for i, step in compiled.items():
+            eager[i] = step.prepare(firsts[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
+        return eager, shared
+
+
+def _check(params: Iterable[Tensor], active: Active, states: States, grads: Gradients, lock_free: bool) -> None:
+    """Refuse what cannot be stepped; a sparse gradient of which all entries are needed gets its zeros."""
+    names = [name for part in active for name in part.names]
+    numbers = ["step", *(name for part in active for name in part.stage.scalars)]
+    takes = {part.stage.sparse: type(part.stage).__name__ for part in active}
+    for param in params:
+        grad = grads[param]
+        if grad.is_sparse:
+            if lock_free and grad.sparse_dim() != 1:
+                refuse_sparse(param, "share_memory()")
+            if not lock_free and None in takes:
+                refuse_sparse(param, takes[None])
+        check(param, grad, states.get(param, {}), names, numbers)
+        if grad.is_sparse and not lock_free and ("whole" in takes or grad.sparse_dim() == 0):
+            grads[param] = grad.to_dense()
+        if lock_free and resolved(param) is not param:
+            raise RuntimeError("share_memory() needs parameters that are not conjugated or negated lazily")
+
+
+def _shared(groups: Groups, actives: Sequence[Active], grads: Gradients) -> Hyper:
+    """What stages compute from all gradients together, before the first parameter moves."""
+    # Where groups differ, the first one decides.
+    stages = {part.stage: part.hyper for active in reversed(actives) for part in active}
+    shared: Hyper = {}
+    if any(type(stage).before is not Stage.before for stage in stages):
+        found = [grads[param] for group in groups for param in group["params"] if param.grad is not None]
+        found = [grad.coalesce().values() if grad.is_sparse else grad for grad in found]
+        for stage, hyper in stages.items():
+            shared |= stage.before(found, hyper)
+    return shared
+
+
+def _tied(groups: Groups, states: States, grads: Gradients) -> frozenset[int]:
+    """The parameters, by index, that can only be stepped one after the other: their steps share memory."""
+    params = with_gradients((param for group in groups for param in group["params"]), 0)
+    written = {
+        index: [local(tensor) for tensor in (param, *states.get(param, {}).values()) if isinstance(tensor, Tensor)]
+        for index, param in params.items()
+    }
+    return tied(written, {index: [local(grads[param])] for index, param in params.items()})

@@ -143,7 +143,7 @@ def new(
         **_commit(),
         "code_hash": code_hash.of_notebook(code, ROOT) if code.exists() else None,
         "data": {},
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,
@@ -214,8 +214,8 @@ def published_path(slug: str, scale: str) -> Path:
 
 
 def local_path(slug: str, scale: str) -> Path:
-    """Where this machine's own record is, or would be."""
-    return ROOT / "_build" / "results" / scale / f"{slug}.json"
+    """Where this machine's own record is, or would be: below `_build`, or the environment's BOOK_BUILD."""
+    return Path(os.environ.get("BOOK_BUILD") or ROOT / "_build") / "results" / scale / f"{slug}.json"
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -261,6 +261,14 @@ def _plain(value: Any, what: str) -> Any:
         case list() | tuple() | range():
             return [_plain(item, what) for item in value]
     raise ValueError(f"{what} is a {type(value).__name__}; a record holds numbers, text, and lists of them")
+
+
+def _version(package: str) -> str | None:
+    """Its version; None where it is not installed, as on a machine with a GPU that has torch and little else."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> dict[str, Any]:

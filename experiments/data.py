@@ -1,8 +1,8 @@
 """Data sets as uint8 tensors in one canonical order, whatever they were read from.
 
-All come from `DATA_DIR/<name>.npz`. Where there is none, `digits` is embedded (scikit-learn carries it); `mnist` and
-`cifar10` are downloaded by torchvision, and that file is written. Every set is checked against the digest that stands
-here, so a result names exactly what it was measured on.
+All come from `DATA_DIR/<name>.npz`. Where there is none, `digits` is embedded (scikit-learn carries it); `mnist`
+and `cifar10` are downloaded by torchvision, and the file is written. Every set is checked against the digest that
+stands here, so a result names exactly what it was measured on.
 """
 
 import contextlib

@@ -227,12 +227,14 @@ def side_by_side(
             yield None
 
 
-def throughput(build: Callable[..., Chain], settings: Settings, width: int, turns: int = 5) -> float:
+def throughput(
+    build: Callable[..., Chain], settings: Settings, width: int, *, capture: bool = True, turns: int = 5
+) -> float:
     """Steps per second of `width` runs side by side, all of them captured before the clock starts."""
     device, started = torch.device(settings.device), 0
 
     def task() -> Work:
-        step, _ = work(build, settings, 0)
+        step, _ = work(build, settings, 0, capture=capture)
         x, y, *_ = training.resident(runs.dataset(settings), device, training.layout(step.model))
         indices = torch.arange(settings.batch_size, device=device)
         step(x, y, indices)

@@ -1,7 +1,7 @@
 """Jobs of the benchmark on one GPU, packed side by side: each writes the record that it would write alone."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ def run(
     *,
     width: int | None = None,
     room: Callable[[int], bool] = lambda running: True,
-) -> Iterator[tuple["Job", Record | Exception] | None]:
+    capture: bool = True,
+) -> Generator[tuple["Job", Record | Exception] | None, None, None]:
     """Run jobs of one device, model and precision; yield each, with its record or what went wrong, as it ends.
 
     Before a job begins, `room` is asked, and told how many run. After every round of turns None is yielded: whoever
@@ -44,7 +45,7 @@ def run(
 
         def task() -> Work:
             record = job.begin()
-            step, work = packed.work(job.build, job.settings, job.seeds[0], progress=told)
+            step, work = packed.work(job.build, job.settings, job.seeds[0], capture=capture, progress=told)
             begun[task] = job, record, step
             return work
 

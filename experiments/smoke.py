@@ -9,7 +9,7 @@ import itertools
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -54,24 +54,26 @@ def names() -> list[str]:
     ]
 
 
-def run(device: str, chosen: list[str]) -> Iterator[dict[str, Any]]:
+def run(device: str, chosen: list[str]) -> Generator[dict[str, Any], None, None]:
     """Run checks; yield what became of each: name, ok, seconds, and of a failure its error and traceback."""
     pool = None
-    for name in chosen:
-        pool = pool or ProcessPoolExecutor(1, get_context("spawn"))
-        began = time.perf_counter()
-        try:
-            result, usable = pool.submit(_check, name, device).result(timeout=LIMIT)
-        except TimeoutError:
-            result, usable = {"ok": False, "error": f"not done after {LIMIT} seconds"}, False
-        except BrokenProcessPool:
-            result, usable = {"ok": False, "error": "its process died"}, False
-        yield {"name": name, "seconds": round(time.perf_counter() - began, 3), **result}
-        if not usable:
+    try:
+        for name in chosen:
+            pool = pool or ProcessPoolExecutor(1, get_context("spawn"))
+            began = time.perf_counter()
+            try:
+                result, usable = pool.submit(_check, name, device).result(timeout=LIMIT)
+            except TimeoutError:
+                result, usable = {"ok": False, "error": f"not done after {LIMIT} seconds"}, False
+            except BrokenProcessPool:
+                result, usable = {"ok": False, "error": "its process died"}, False
+            if not usable:
+                _end(pool)
+                pool = None
+            yield {"name": name, "seconds": round(time.perf_counter() - began, 3), **result}
+    finally:
+        if pool:
             _end(pool)
-            pool = None
-    if pool:
-        _end(pool)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

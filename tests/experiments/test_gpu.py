@@ -336,3 +336,41 @@ def test_an_archive_of_other_digits_is_refused(tmp_path: Path, monkeypatch: pyte
     data.write_archive(tmp_path / "digits.npz", arrays)
     with pytest.raises(UserError, match=r"digits\.npz is not the digits that this book measures on .*: delete"):
         data.load("digits")
+
+
+def test_on_a_gpu_single_networks_are_packed_with_their_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`benchmark.run_all` packs them by device, model and precision, and runs the stacked ones as ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    common: dict[str, Any] = {"num_epochs": 1, "num_train": 64, "num_val": 40, "device": "cuda"}
+    cnn, mlp = Settings("digits", "cnn", **common), Settings("digits", "mlp", **common)
+    low = Settings("digits", "cnn", precision="bfloat16", **common)
+    (mix,) = mixes.parse("adam")
+    todo = [job for settings in (cnn, low, mlp, cnn) for job in benchmark.jobs([mix], settings, [0, 1])]
+    packs: list[list[benchmark.Job]] = []
+    others: list[benchmark.Job] = []
+
+    def run(jobs: list[benchmark.Job], folder: Path) -> Any:
+        packs.append(jobs)
+        for job in jobs:
+            yield None
+            yield job, records.Record(job.name, "run", {})
+
+    def alone(job: benchmark.Job, folder: Path, bar: Any) -> records.Record:
+        others.append(job)
+        return records.Record(job.name, "run", {})
+
+    monkeypatch.setattr(packing, "run", run)
+    monkeypatch.setattr(benchmark, "_run", alone)
+    found = benchmark.run_all(todo, tmp_path)
+    assert [record.slug for record in found] == [job.name for job in todo]
+    assert [[job.settings for job in jobs] for jobs in packs] == [[cnn, cnn], [low, low]]
+    assert [job.seeds for job in others] == [(0, 1)], "the stack of perceptrons"
+
+    def failing(jobs: list[benchmark.Job], folder: Path) -> Any:
+        yield jobs[0], ValueError("no reason")
+
+    monkeypatch.setattr(packing, "run", failing)
+    with pytest.raises(ValueError, match="no reason"):
+        benchmark.run_all(todo, tmp_path)

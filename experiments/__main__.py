@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -70,6 +71,12 @@ def _dispatch(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
             chosen = {name: value for name, value in vars(options).items() if name not in ("command", "known")}
             print(benchmark_command.run(**chosen))
+        case "gpu":
+            from experiments import gpu
+
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it has started
+            chosen = {name: value for name, value in vars(options).items() if name not in ("command", "known")}
+            print(gpu.gpu(**{**chosen, "only": _words(options.only)}))
         case "data":
             from experiments import data
 
@@ -114,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     revalidate.add_argument("--scale", help="quick, standard or paper; by default all")
     revalidate.add_argument("--jobs", type=int, metavar="N", help="runs side by side, by default one per core")
     _benchmark_options(commands.add_parser("benchmark", help="train one network with many optimizers"))
+    _gpu_options(commands.add_parser("gpu", help="spend a GPU's minutes on what only a GPU can run"))
     commands.add_parser("data", help="fetch and verify every data set")
     for command in (run, reproduce, publish):
         command.add_argument("--scale", default="quick", help="quick (the default), standard or paper")
@@ -150,6 +158,20 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
     add("--out", metavar="FOLDER", help="where the records go, by default _build/runs")
     add("--fresh", action="store_true", help="run what is there already again")
+
+
+def _gpu_options(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "A smoke test of the device, the benchmark on CIFAR-10 and MNIST, and the chapters at scale paper, the "
+        "shortest first, as far as the minutes go. The same command again does what is missing."
+    )
+    add = parser.add_argument
+    add("--minutes", type=float, default=11, metavar="N", help="stop in time; by default 11")
+    add("--out", metavar="FOLDER", help="where the records and gpu.tar go, by default _build")
+    add("--device", default="cuda", help="cuda (the default), cuda:1, …")
+    add("--only", action="append", metavar="LIST", help="of smoke, cifar10, mnist, chapters, and names of chapters")
+    add("--eager", action="store_true", help="without CUDA graphs")
+    add("--dry-run", action="store_true", help="the same at toy size, on the CPU")
 
 
 def _unknown(command: str, word: str, known: Sequence[str]) -> str:

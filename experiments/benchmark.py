@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from experiments import code_hash, data, records, runs, training
+from experiments import code_hash, data, packing, records, runs, training
 from experiments.errors import RecordError
 from experiments.mixes import Mix
 from experiments.records import Record
 from experiments.runs import Settings
+from experiments.training import History
 
 CODE = Path(__file__).resolve().parents[1]
 
@@ -120,13 +121,22 @@ class Job:
 
     def run(self, folder: Path, progress: Callable[[int, float], None] | None = None) -> Record:
         """Train, measure, and write the record."""
+        record = self.begin()
+        histories = runs.train(self.build, self.settings, self.seeds, stack=self.stacked, progress=progress)
+        return self.finish(record, histories, folder)
+
+    def begin(self) -> Record:
+        """Its record, before the training."""
         torch.set_num_threads(self.settings.threads)
         stage = copy.deepcopy(_provenance(self.settings.device, self.settings.threads, self.settings.precision))
         # A single run has settings, not a scale.
         record = Record(self.mix.text, "run", self.parameters, provenance=stage)
         record.provenance["code_hash"] = _hash(self.mix.imports)
         record.uses(runs.dataset(self.settings))
-        histories = runs.train(self.build, self.settings, self.seeds, stack=self.stacked, progress=progress)
+        return record
+
+    def finish(self, record: Record, histories: Sequence[History], folder: Path) -> Record:
+        """Measure what was trained, and write the record."""
         metrics, curves = runs.measure(histories, self.settings)
         for key, value in metrics.items():
             record.metric(key, value)
@@ -159,14 +169,16 @@ def run_all(
 ) -> list[Record]:
     """The records of all jobs in their order; what is there already is read, unless `fresh`.
 
-    `processes` jobs run side by side. `bar` (a tqdm of the epochs) moves while they do. Whatever is killed, and
-    whenever, every job that had ended is kept.
+    `processes` jobs run side by side; on a GPU single networks are packed instead (see `packing`). `bar` (a tqdm of
+    the epochs) moves while they do. Whatever is killed, and whenever, every job that had ended is kept.
     """
     paths = [job.path(folder) for job in todo]
     found = {path: None if fresh else job.done(folder) for path, job in zip(paths, todo, strict=True)}
     missing = {path: job for path, job in zip(paths, todo, strict=True) if found[path] is None}
     if bar is not None:
         bar.update(sum(job.settings.num_epochs for job in todo if job.path(folder) not in missing))
+    found |= packing.run_all(list(missing.values()), folder, bar)
+    missing = {path: job for path, job in missing.items() if found[path] is None}
     workers = min(processes, len(missing))
     if workers <= 1:
         for path, job in missing.items():

@@ -1,8 +1,8 @@
 """Data sets as uint8 tensors in one canonical order, whatever they were read from.
 
-`digits` is embedded (scikit-learn carries it). `mnist` and `cifar10` come from `DATA_DIR/<name>.npz`, or from a
-download by torchvision that then writes that file. Every set is checked against the digest that stands here, so a
-result names exactly what it was measured on.
+All come from `DATA_DIR/<name>.npz`. Where there is none, `digits` is embedded (scikit-learn carries it); `mnist`
+and `cifar10` are downloaded by torchvision, and the file is written. Every set is checked against the digest that
+stands here, so a result names exactly what it was measured on.
 """
 
 import contextlib
@@ -85,16 +85,17 @@ def load(name: str) -> Dataset:
 @functools.lru_cache(maxsize=4)
 def _load(name: str, folder: Path) -> Dataset:
     path = folder / f"{name}.npz"
-    if name == "digits":
-        arrays, origin = _digits(), "scikit-learn's digits"
-    elif path.exists():
+    if path.exists():
         arrays, origin = read_archive(path), str(path)
+    elif name == "digits":
+        arrays, origin = _digits(), "scikit-learn's digits"
     else:
         arrays, origin = _download(name, path), "the download"
     arrays = canonical(arrays)
     found = digest(arrays)
     if found != DIGESTS[name]:
-        mend = "update this repository" if name == "digits" else f"delete {path} to have it downloaded again"
+        embedded = name == "digits" and not path.exists()
+        mend = "update this repository" if embedded else f"delete {path} to have it made again"
         raise DataError(
             f"{origin} is not the {name} that this book measures on "
             f"(SHA-256 {found[:12]}…, expected {DIGESTS[name][:12]}…): {mend}"
@@ -169,7 +170,13 @@ def _channels_first(x: Array) -> Tensor:
 
 def _digits() -> Arrays:
     """scikit-learn's 1,797 images of 8 × 8, scaled from 0..16 to 0..255, split by a salted hash of the image."""
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "digits come with scikit-learn, which is not installed: install it, or set DATA_DIR to a folder with a "
+            "digits.npz that `data.write_archive` made elsewhere"
+        ) from error
 
     source = load_digits()
     x = np.round(source.images * (255 / 16)).astype(np.uint8)

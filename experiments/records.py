@@ -236,8 +236,8 @@ def published_path(slug: str, scale: str) -> Path:
 
 
 def local_path(slug: str, scale: str) -> Path:
-    """Where this machine's own record is, or would be."""
-    return ROOT / "_build" / "results" / scale / f"{slug}.json"
+    """Where this machine's own record is, or would be: below `_build`, or the environment's BOOK_BUILD."""
+    return Path(os.environ.get("BOOK_BUILD") or ROOT / "_build") / "results" / scale / f"{slug}.json"
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -285,6 +285,14 @@ def _plain(value: Any, what: str) -> Any:
     raise ValueError(f"{what} is a {type(value).__name__}; a record holds numbers, text, and lists of them")
 
 
+def _version(package: str) -> str | None:
+    """Its version; None where it is not installed, as on a machine with a GPU that has torch and little else."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def git(*arguments: str, **given: str) -> str | None:
     """What git prints of the repository whose root this is; None if it fails, or where there is none of either.
 
@@ -309,7 +317,7 @@ def commit() -> dict[str, Any]:
 def machine(device: str) -> dict[str, Any]:
     """What the digits of a number depend on, besides the code."""
     return {
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device,

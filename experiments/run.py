@@ -4,7 +4,6 @@ A run happens in a folder of its own under `_build/work/`. The record and the ex
 place at the very end, the record last: whatever is killed, and whenever, no half result carries a final name.
 """
 
-import ast
 import contextlib
 import fcntl
 import os
@@ -14,21 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jupytext
-import nbformat
-import papermill
-from nbclient.exceptions import CellExecutionError
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
-
-from experiments import records
+from experiments import records, script
 from experiments.errors import RecordError, UserError
-from experiments.kernels import Kernel
 from experiments.records import SCALES
 
-REQUIRED = ("scale", "seeds", "device", "out")
+if TYPE_CHECKING:  # what executes notebooks is imported where that is done: a machine with a GPU may lack it
+    import nbformat
+
 RELAY_EVERY = 10  # seconds between two lines of progress
 
 
@@ -120,7 +113,7 @@ def run(slug: str, scale: str, parameters: Mapping[str, Any] | None = None) -> P
     return final
 
 
-def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def tidy(notebook: "nbformat.NotebookNode") -> "nbformat.NotebookNode":
     """Take out, in place, what differs between two equal runs: random cell ids and papermill's times."""
     for key in ("papermill", "language_info"):
         notebook.metadata.pop(key, None)
@@ -131,8 +124,10 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def read_notebook(path: Path) -> nbformat.NotebookNode:
+def read_notebook(path: Path) -> "nbformat.NotebookNode":
     """The notebook in a file, in the current format; UserError where it is damaged."""
+    import nbformat
+
     try:
         notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
@@ -140,8 +135,10 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+def write_notebook(notebook: "nbformat.NotebookNode", path: Path) -> None:
     """Write a notebook whole or not at all."""
+    import nbformat
+
     records.write_text(path, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
 
 
@@ -149,33 +146,20 @@ def _source(slug: str) -> Path:
     return records.ROOT / "notebooks" / f"{slug}.py"
 
 
-def _load(slug: str) -> nbformat.NotebookNode:
+def _load(slug: str) -> "nbformat.NotebookNode":
+    import jupytext
+
     try:
         return tidy(jupytext.read(_source(slug)))
     except UnicodeDecodeError as error:
         raise UserError(f"notebooks/{slug}.py is not a text file in UTF-8 ({error})") from error
 
 
-def _defaults(notebook: nbformat.NotebookNode, slug: str) -> dict[str, Any]:
+def _defaults(notebook: "nbformat.NotebookNode", slug: str) -> dict[str, Any]:
     cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise UserError(f"notebooks/{slug}.py has {len(cells)} cells with the tag `parameters`; it needs one")
-    values: dict[str, Any] = {}
-    try:
-        assignments = ast.parse(cells[0]).body
-    except SyntaxError as error:
-        line = (error.text or "").strip()
-        raise UserError(f"notebooks/{slug}.py: its parameters cell is not Python: {error.msg}: {line}") from error
-    for node in assignments:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if node.value:
-                try:
-                    values[name] = ast.literal_eval(node.value)
-                except ValueError as error:
-                    raise UserError(f"notebooks/{slug}.py: parameter {name!r} is not a literal value") from error
-    if missing := [name for name in REQUIRED if name not in values]:
-        raise UserError(f"notebooks/{slug}.py: its parameters cell lacks {', '.join(missing)}")
-    return values
+    return script.literals(cells[0], slug)
 
 
 @contextlib.contextmanager
@@ -204,9 +188,16 @@ def lock(path: Path, message: str) -> Iterator[int]:
 
 
 def _execute(
-    notebook: nbformat.NotebookNode, work: Path, slug: str, scale: str, parameters: dict[str, Any]
+    notebook: "nbformat.NotebookNode", work: Path, slug: str, scale: str, parameters: dict[str, Any]
 ) -> Path:
     """Execute in `work`, the kernel's folder, and return the executed notebook's path."""
+    import papermill
+    from nbclient.exceptions import CellExecutionError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    from experiments.kernels import Kernel
+
     source, executed, progress = work / "source.ipynb", work / f"{slug}.ipynb", work / "progress.log"
     write_notebook(notebook, source)
     threads = parameters.get("threads", _defaults(notebook, slug).get("threads", 1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -103,6 +104,14 @@ def _part(name: str, num_train: int, num_val: int, fresh_val: bool) -> Dataset:
     )
 
 
+def network(settings: Settings, ds: Dataset, seed: int) -> nn.Sequential:
+    """The untrained network of a run."""
+    channels, height, width = ds.x_train.shape[1:]
+    if settings.model == "cnn":
+        return models.cnn(channels, height, ds.classes, seed=seed)
+    return models.mlp(channels * height * width, classes=ds.classes, seed=seed)
+
+
 def train(
     build: Callable[..., Optimizer],
     settings: Settings,
@@ -133,11 +142,7 @@ def train(
         return stacked.train(stack_of, optimizer, ds, shared_batches=shared, progress=progress, **common)
     histories = []
     for seed in seeds:
-        if settings.model == "cnn":
-            model = models.cnn(channels, height, ds.classes, seed=seed)
-        else:
-            model = models.mlp(channels * height * width, classes=ds.classes, seed=seed)
-        model.to(settings.device)
+        model = network(settings, ds, seed).to(settings.device)
         if settings.model == "cnn":  # before the optimizer makes its state, which follows the layout
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = build(model.parameters(), seed=seed, fused=fused)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,11 +77,69 @@ def train(
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"Invalid {epochs=}, {batch_size=}: both must be at least 1")
     device = torch.device(device)
-    layout = torch.contiguous_format
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        layout = torch.channels_last  # what convolutions are fastest in
-        model.to(memory_format=layout)  # type: ignore[call-overload]
-    x, y, x_test, y_test = resident(ds, device, layout)
+    model.to(memory_format=layout(model))  # type: ignore[call-overload]
+
+    def advance(x: Tensor, y: Tensor, indices: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, precision):
+            loss = F.cross_entropy(model(x.index_select(0, indices)), y.index_select(0, indices))
+        (loss if loss_scale == 1.0 else loss * loss_scale).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    def tell(epoch: int, loss: float) -> None:
+        if callable(progress):
+            progress(epoch, loss)
+        elif progress:
+            report(type(optimizer).__name__, epoch, epochs, loss)
+
+    work = by_steps(
+        model,
+        advance,
+        ds,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        scheduler=schedule(optimizer) if schedule else None,
+        precision=precision,
+        evaluate=evaluate,
+        max_train=max_train,
+        max_test=max_test,
+        progress=tell,
+    )
+    with deterministic(seed, device, precision):
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                history: History = end.value
+                return history
+
+
+def by_steps(
+    model: nn.Module,
+    advance: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ds: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    scheduler: LRScheduler | None,
+    precision: str,
+    evaluate: bool = True,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    progress: Callable[[int, float], None],
+) -> Generator[None, None, History]:
+    """The loop of `train`, which whoever runs it may leave for others between steps; its value is the history.
+
+    `advance(x, y, indices)` makes one step on those of the images x and labels y and returns its loss. The loop
+    pauses before it waits for the device, which then has up to `CHECK_EVERY` steps to do. It changes no global
+    state: the caller is inside `deterministic`.
+    """
+    x, y, x_test, y_test = resident(ds, device, layout(model))
     x, y, x_test, y_test = x[:max_train], y[:max_train], x_test[:max_test], y_test[:max_test]
 
     n = len(y)
@@ -89,53 +147,50 @@ def train(
     weight = torch.full((batches,), batch_size / n, dtype=torch.float64)  # of each batch in the epoch's mean
     weight[-1] = (n - (batches - 1) * batch_size) / n
     order = torch.Generator().manual_seed(seed)
-    scheduler = schedule(optimizer) if schedule else None
     by_epoch = isinstance(scheduler, ReduceLROnPlateau)
     losses = torch.empty(epochs * batches, device=device)  # read only now and then: reading waits for the device
     history, began = History(), time.perf_counter()
     step = checked = 0
 
     model.train()
-    with deterministic(seed, device, precision):
-        for epoch in range(1, epochs + 1):
-            for indices in torch.randperm(n, generator=order).to(device).split(batch_size):  # type: ignore[no-untyped-call]
-                optimizer.zero_grad(set_to_none=True)
-                with autocast(device, precision):
-                    loss = F.cross_entropy(model(x.index_select(0, indices)), y.index_select(0, indices))
-                (loss if loss_scale == 1.0 else loss * loss_scale).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if scheduler is not None and not by_epoch:
-                    scheduler.step()
-                losses[step] = loss.detach()
-                step += 1
-                if step % CHECK_EVERY == 0 or step % batches == 0:
-                    finite = losses[checked:step].isfinite()
-                    if not finite.all():
-                        step = checked + int(finite.logical_not().nonzero()[0]) + 1
-                        history.diverged = True
-                        break
-                    checked = step
-            if history.diverged:
-                break
-            mean = float(losses[step - batches : step].cpu().double() @ weight)
-            loss_accuracy = accuracy_and_loss(model, x_test, y_test, precision) if evaluate else (None, None)
-            history.epoch.append(
-                {
-                    "epoch": epoch,
-                    "train_loss": mean,
-                    "test_loss": loss_accuracy[1],
-                    "test_accuracy": loss_accuracy[0],
-                }
-            )
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(mean)
-            if callable(progress):
-                progress(epoch, mean)
-            elif progress:
-                report(type(optimizer).__name__, epoch, epochs, mean)
+    for epoch in range(1, epochs + 1):
+        for indices in torch.randperm(n, generator=order).to(device).split(batch_size):  # type: ignore[no-untyped-call]
+            losses[step] = advance(x, y, indices)
+            if scheduler is not None and not by_epoch:
+                scheduler.step()
+            step += 1
+            if step % CHECK_EVERY == 0 or step % batches == 0:
+                yield
+                finite = losses[checked:step].isfinite()
+                if not finite.all():
+                    step = checked + int(finite.logical_not().nonzero()[0]) + 1
+                    history.diverged = True
+                    break
+                checked = step
+        if history.diverged:
+            break
+        mean = float(losses[step - batches : step].cpu().double() @ weight)
+        loss_accuracy = accuracy_and_loss(model, x_test, y_test, precision) if evaluate else (None, None)
+        history.epoch.append(
+            {
+                "epoch": epoch,
+                "train_loss": mean,
+                "test_loss": loss_accuracy[1],
+                "test_accuracy": loss_accuracy[0],
+            }
+        )
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(mean)
+        progress(epoch, mean)
     history.train_loss = losses[:step].tolist()
     history.seconds = time.perf_counter() - began
     return history
+
+
+def layout(model: nn.Module) -> torch.memory_format:
+    """The one in which images and weights are fastest for a model."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolves else torch.contiguous_format
 
 
 def accuracy_and_loss(model: nn.Module, x: Tensor, y: Tensor, precision: str = "float32") -> tuple[float, float]:

@@ -68,7 +68,7 @@ precision = fastest_precision(device) if HEADLINE == "cifar10" else "float32"
 record = records.new(
     "benchmark", scale, {"seeds": seeds, "device": device, "precision": precision, **SETTINGS}, precision=precision
 )
-folder = records.ROOT / "_build" / "results" / scale / "benchmark"
+folder = records.local_path("benchmark", scale).with_suffix("")
 
 
 def settings(dataset, **changes):

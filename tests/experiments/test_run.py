@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from experiments import publish, records, run, verdicts
@@ -201,7 +202,7 @@ def test_a_kernel_that_does_not_start(notebook: Notebook, root: Path, monkeypatc
         raise RuntimeError("Kernel didn't respond in 300 seconds")
 
     notebook("tiny")
-    monkeypatch.setattr(run.papermill, "execute_notebook", no_kernel)
+    monkeypatch.setattr(papermill, "execute_notebook", no_kernel)
     with pytest.raises(run.UserError, match="tiny failed at scale quick: Kernel didn't respond in 300 seconds"):
         run.run("tiny", "quick")
     assert files(root / "_build") == {"tiny.ipynb"}

@@ -24,9 +24,9 @@ from .fused import FusedStep, worth_it
 from .fused.compiler import find
 from .fused.table import Indexed
 from .hogwild import step_lock_free
+from .settings import Settings
 from .stage import Stage
 from .state import adopt, apart, begin, check_dense, home, number, rate, schedule, with_gradients
-from .validation import check
 
 
 class Options(TypedDict, total=False):
@@ -94,7 +94,9 @@ class Chain(Optimizer):
         refuse_clashes(self._stages, [*defaults, "params", "param_names", "initial_lr", "base_lr"])
         for stage in self._stages:
             defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
-        self._check_group(defaults, "")
+        self._settings = Settings(self._stages, list(defaults))
+        defaults = self._settings.plain(defaults)
+        self._settings.check(defaults, "")
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ the step
@@ -118,6 +120,7 @@ class Chain(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._settings.check_new(self.param_groups)
         actives = [self._active(group) for group in self.param_groups]
         shared = self._shared(actives)
         # All that can be refused is refused before the first parameter moves.
@@ -176,7 +179,10 @@ class Chain(Optimizer):
         step = number(state["step"], group)
         for stage, hyper, _ in active:
             for name, scalar in stage.count(state, step, hyper).items():
-                state[name].copy_(scalar)
+                if group["differentiable"]:
+                    state[name] = scalar.to(state[name])
+                else:
+                    state[name].copy_(scalar)
         known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},
@@ -202,6 +208,7 @@ class Chain(Optimizer):
         Raises:
             ValueError: a parameter is not on the CPU, or a group is differentiable.
         """
+        self._settings.check_new(self.param_groups)
         for group in self.param_groups:
             if group["differentiable"] or any(param.device.type != "cpu" for param in group["params"]):
                 raise ValueError("share_memory() needs all parameters on the CPU, and differentiable=False")
@@ -223,7 +230,9 @@ class Chain(Optimizer):
             TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
         """
         if isinstance(param_group, dict):
-            self._check_group(self.defaults | param_group, f" of parameter group {len(self.param_groups)}")
+            given = self._settings.plain(param_group)
+            self._settings.check(self.defaults | given, f" of parameter group {len(self.param_groups)}")
+            param_group.update(given)
             if self._scheduled:
                 # Kept here, not at the first step: by then a scheduler, or a checkpoint, may have changed lr.
                 param_group.setdefault("base_lr", apart(param_group.get("lr", self.defaults["lr"])))
@@ -247,28 +256,21 @@ class Chain(Optimizer):
         }
         super().load_state_dict({**state_dict, "state": state})
 
-    def _check_group(self, group: Hyper, where: str) -> None:
-        check("lr" + where, group["lr"], "[0, inf)")
-        for name in ("maximize", "capturable", "differentiable", "foreach", "fused"):
-            if group[name] is not None or name not in ("foreach", "fused"):
-                check(name + where, group[name], "bool")
-        for other in ("foreach", "differentiable"):
-            if group["fused"] and group[other]:
-                raise ValueError(f"fused{where} and {other}{where} cannot both be True")
-        for stage in self._stages:
-            stage.check({name: group[stage.key(name)] for name in stage.hyper}, where)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stages": self._stages, "_lock_free": self._lock_free}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
+        if "_stages" not in state:
+            # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
+            groups = [self._settings.plain(self.defaults | group) for group in state["param_groups"]]
+            for i, group in enumerate(groups):
+                self._settings.check(group, f" of parameter group {i}")
+            state = {**state, "param_groups": groups}
         super().__setstate__(state)
+        self._settings = Settings(self._stages, list(self.defaults))
         self._fused, self._worth_compiling = {}, None
         for group in self.param_groups:
-            # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
             if self._scheduled:
                 group.setdefault("base_lr", apart(group["lr"]))
             for param in group["params"]:

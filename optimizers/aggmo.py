@@ -18,7 +18,7 @@ class AggregatedMomentum(Stage):
     ranges = {"betas": "each [0, 1)"}
 
     def __init__(self, betas: Sequence[float] = (0.0, 0.9, 0.99)) -> None:
-        super().__init__(betas=tuple(betas) if isinstance(betas, Sequence) else betas)
+        super().__init__(betas=betas)
         self.state = self.velocity = self.remembers(self.hyper)
 
     def remembers(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:

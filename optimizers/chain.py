@@ -25,10 +25,10 @@ from .fused.compiler import find
 from .hogwild import step_lock_free
 from .memory import owns_memory
 from .plan import Plan
+from .settings import Settings
 from .stage import Stage
 from .state import adopt, apart, begin, home, number, rate, schedule
 from .tensors import Gradients
-from .validation import check
 
 
 class Options(TypedDict, total=False):
@@ -99,7 +99,9 @@ class Chain(Optimizer):
         refuse_clashes(self._stages, [*defaults, "params", "param_names", "initial_lr", "base_lr"])
         for stage in self._stages:
             defaults |= {stage.key(name): value for name, value in stage.hyper.items()}
-        self._check_group(defaults, "")
+        self._settings = Settings(self._stages, list(defaults))
+        defaults = self._settings.plain(defaults)
+        self._settings.check(defaults, "")
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ the step
@@ -125,6 +127,7 @@ class Chain(Optimizer):
                 loss = closure()
         if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
             return loss
+        self._settings.check_new(self.param_groups)
         grads = Gradients()
         if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
             grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
@@ -173,7 +176,10 @@ class Chain(Optimizer):
         step = number(state["step"], group)
         for stage, hyper, _ in active:
             for name, scalar in stage.count(state, step, hyper).items():
-                state[name].copy_(scalar)
+                if group["differentiable"]:
+                    state[name] = scalar.to(state[name])
+                else:
+                    state[name].copy_(scalar)
         known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},
@@ -199,6 +205,7 @@ class Chain(Optimizer):
         Raises:
             ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
         """
+        self._settings.check_new(self.param_groups)
         for group in self.param_groups:
             if group["differentiable"] or not all(map(owns_memory, group["params"])):
                 raise ValueError(
@@ -223,7 +230,9 @@ class Chain(Optimizer):
             TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
         """
         if isinstance(param_group, dict):
-            self._check_group(self.defaults | param_group, f" of parameter group {len(self.param_groups)}")
+            given = self._settings.plain(param_group)
+            self._settings.check(self.defaults | given, f" of parameter group {len(self.param_groups)}")
+            param_group.update(given)
             if self._scheduled:
                 # Kept here, not at the first step: by then a scheduler, or a checkpoint, may have changed lr.
                 param_group.setdefault("base_lr", apart(param_group.get("lr", self.defaults["lr"])))
@@ -247,28 +256,21 @@ class Chain(Optimizer):
         }
         super().load_state_dict({**state_dict, "state": state})
 
-    def _check_group(self, group: Hyper, where: str) -> None:
-        check("lr" + where, group["lr"], "[0, inf)")
-        for name in ("maximize", "capturable", "differentiable", "foreach", "fused"):
-            if group[name] is not None or name not in ("foreach", "fused"):
-                check(name + where, group[name], "bool")
-        for other in ("foreach", "differentiable"):
-            if group["fused"] and group[other]:
-                raise ValueError(f"fused{where} and {other}{where} cannot both be True")
-        for stage in self._stages:
-            stage.check({name: group[stage.key(name)] for name in stage.hyper}, where)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_stages": self._stages, "_lock_free": self._lock_free}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""
+        if "_stages" not in state:
+            # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
+            groups = [self._settings.plain(self.defaults | group) for group in state["param_groups"]]
+            for i, group in enumerate(groups):
+                self._settings.check(group, f" of parameter group {i}")
+            state = {**state, "param_groups": groups}
         super().__setstate__(state)
+        self._settings = Settings(self._stages, list(self.defaults))
         self._fused, self._plan, self._worth_compiling = {}, Plan(), None
         for group in self.param_groups:
-            # A checkpoint's groups replace ours whole: what its writer did not know gets our defaults.
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
             if self._scheduled:
                 group.setdefault("base_lr", apart(group["lr"]))
             for param in group["params"]:

@@ -42,6 +42,8 @@ class ClipNorm(Stage):
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
         real = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]
         norm_type = float(hyper["norm_type"])
+        if not real:
+            return {"total_norm": torch.zeros((), dtype=torch.float32, device="cpu")}
         if torch.is_grad_enabled():  # a differentiable step: torch's function cuts the graph
             norms = [torch.linalg.vector_norm(grad, norm_type) for grad in real]
             norm = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]), norm_type)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .validation import check
+from .validation import check, plain
 
 
 class Place(IntEnum):
@@ -70,13 +70,18 @@ class Stage:
     update: Any  # a static method; its signature differs from stage to stage
 
     def __init__(self, **hyper: Any) -> None:
-        self.check(hyper)
-        self.hyper = hyper
+        self.hyper = self.plain(hyper)
+        self.check(self.hyper)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "update" in cls.__dict__:
             cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
+
+    def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyper-parameters in Python's own types, as :func:`optimizers.validation.plain` makes them."""
+        ranges = self.ranges
+        return {name: plain(value, ranges[name]) if name in ranges else value for name, value in hyper.items()}
 
     def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
         """Raise `TypeError` or `ValueError` where a hyper-parameter is out of its range.
@@ -127,5 +132,8 @@ class Stage:
 def select(condition: Any, yes: Any, no: Any) -> Any:
     """`yes` where `condition` holds, else `no`: for conditions on the step, a number or a 0-d tensor."""
     if isinstance(condition, Tensor):
+        if not isinstance(yes, Tensor) and not isinstance(no, Tensor):
+            # Of two plain numbers, torch would make a tensor of its default dtype, which is the user's to choose.
+            yes = torch.full((), yes, dtype=torch.float32, device=condition.device)
         return torch.where(condition, yes, no)
     return yes if condition else no

@@ -40,13 +40,15 @@ def home(param: Tensor, group: Hyper) -> torch.device:
 
 
 def number(scalar: Tensor, group: Hyper) -> Any:
-    """A 0-d tensor as stages are given it: a number, unless a graph captures the step."""
+    """A 0-d tensor as stages are given it: a number, unless a graph captures the step or autograd follows it."""
+    if scalar.requires_grad:
+        return scalar.double()  # as precise as a number
     return scalar if group["capturable"] else scalar.item()
 
 
 def apart(lr: Any) -> Any:
-    """A learning rate that no one changes in place."""
-    return lr.clone() if isinstance(lr, Tensor) else lr
+    """A learning rate that no one changes in place, nor learns."""
+    return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
 def rate(group: Hyper) -> Any:
@@ -77,6 +79,8 @@ def adopt(state: Hyper, device: torch.device) -> Hyper:
     if state:
         # torch's SGD keeps no count: with a velocity, at least one step was made.
         step = state.get("step", 1.0)
+        if not isinstance(step, Tensor):
+            step = torch.tensor(float(step), dtype=torch.float32, device=device)
         # A copy: torch hands over the checkpoint's own tensor, and the next step would write into it.
-        state["step"] = step.clone() if isinstance(step, Tensor) else torch.tensor(float(step))
+        state["step"] = step.to(device, torch.float32, copy=True)
     return state

@@ -1,11 +1,15 @@
 """Every rule reads the same with `step` and `lr` as numbers, as tensors (`capturable`), and under autograd."""
 
+import contextlib
+import copy
 import inspect
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import optimizers
+from optimizers import ClipNorm, GradientDropout, GradientNoise, LearningRateDropout, Lookahead
 
 NAMED = [
     cls
@@ -63,6 +67,111 @@ def test_differentiable_makes_the_same_steps(cls, options):
     param.sum().backward()
     assert torch.isfinite(theta.grad).all()
     assert (theta.grad != 0).any()
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+CONTEXTS = {
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "meta": lambda: torch.device("meta"),
+}
+EXECUTIONS = {"eager": {"fused": False}, "compiled": {"fused": True}, "capturable": {"capturable": True}}
+
+
+@each_case
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_defaults_of_torch_change_nothing(cls, options, execution, context):
+    """Neither the default dtype nor a device context reaches what the optimizer makes for itself."""
+    mix = [GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(0.5)]
+
+    def make(start):
+        param = start.clone().requires_grad_()
+        optimizer = cls([param], extensions=mix, **options, **EXECUTIONS[execution])
+        return param, optimizer
+
+    def advance(param, optimizer, steps):
+        for gradient in gradients[steps]:
+            param.grad = gradient.clone()
+            optimizer.step()
+
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(4, 3, generator=random)
+    gradients = torch.randn(6, 4, 3, generator=random)
+    param, optimizer = make(start)
+    advance(param, optimizer, slice(6))
+    with CONTEXTS[context]():
+        first, its = make(start)
+        advance(first, its, slice(3))
+        saved = copy.deepcopy(its.state_dict())
+        for state in saved["state"].values():  # as of older releases, and torch's SGD
+            state["step"] = int(state["step"])
+        again, other = make(first.detach())
+        other.load_state_dict(saved)
+        advance(again, other, slice(3, 6))
+    assert torch.equal(again.detach(), param.detach())
+    for name, value in other.state[again].items():
+        assert torch.equal(value, optimizer.state[param][name]), name
+        assert value.dtype == optimizer.state[param][name].dtype, name
+        assert value.device.type == "cpu", name
+    assert other.state[again]["step"].dtype == torch.float32
+
+
+def test_the_step_counts_on_from_a_checkpoint_without_one():
+    """torch's SGD keeps none: in bfloat16, it would stand still at 256."""
+    param, other = (torch.ones(4).requires_grad_() for _ in range(2))
+    old = torch.optim.SGD([param], lr=1e-3, momentum=0.9)
+    param.grad = torch.ones(4)
+    old.step()
+    for fused in (False, True):
+        with default_dtype(torch.bfloat16):
+            optimizer = optimizers.SGD([other], lr=1e-3, momentum=0.9, fused=fused)
+            optimizer.load_state_dict(copy.deepcopy(old.state_dict()))
+            for _ in range(300):
+                other.grad = torch.full_like(other, 0.1)
+                optimizer.step()
+        assert optimizer.state[other]["step"].item() == 301
+
+
+def test_the_numbers_of_the_state_carry_their_derivatives():
+    """NAdam's product of momenta depends on a learned beta1: autograd, and finite differences of plain steps."""
+
+    def end(beta1, differentiable):
+        theta = torch.tensor([1.0, -2.0], dtype=torch.float64)
+        param = theta.clone().requires_grad_() if not differentiable else theta.clone()
+        optimizer = optimizers.NAdam(
+            [theta.clone().requires_grad_()],
+            lr=0.1,
+            betas=(beta1, 0.99),
+            momentum_decay=0.5,
+            differentiable=differentiable,
+            fused=False,
+        )
+        optimizer.param_groups[0]["params"][0] = param
+        for t in range(4):
+            param.grad = torch.tensor([0.5, -1.0], dtype=torch.float64) * (t + 1)
+            optimizer.step()
+        return param.sum(), optimizer.state[param]["mu_product"]
+
+    beta1 = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    total, product = end(beta1, True)
+    assert product.dtype == torch.float32
+    (derivative,) = torch.autograd.grad(product, beta1, retain_graph=True)
+    # Π_4 = β₁⁴ ∏ (1 − ½ · 0.96^{t ψ})
+    assert derivative.item() == pytest.approx(4 * product.item() / 0.9, rel=1e-6)
+    (derivative,) = torch.autograd.grad(total, beta1)
+    # (The product is remembered in float32, hence the width.)
+    ends = [end(0.9 + side * 1e-2, False)[0].item() for side in (1, -1)]
+    assert derivative.item() == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=2e-3)
 
 
 @pytest.mark.parametrize("cls", NAMED)

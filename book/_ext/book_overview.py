@@ -40,17 +40,18 @@ class Papers(EvidenceDirective):
             page = pages.get(slug)
             text = f"**[{about}](/{page})**" if page else about
             entry = self.paragraph(f"{text} {{cite:p}}`{key}`")
-            if page and slug in claims.slugs():
-                entry += self.verdicts(slug, page)
-            items += nodes.list_item("", entry, classes=["written" if page else "planned"])
+            chips = [self.verdicts(slug, page)] if page and slug in claims.slugs() else []
+            items += nodes.list_item("", entry, *chips, classes=["written" if page else "planned"])
         return [items]
 
-    def verdicts(self, slug: str, page: str) -> list[nodes.Node]:
+    def verdicts(self, slug: str, page: str) -> nodes.paragraph:
         """A chip for each claim, which leads to its card."""
         record = records.published(slug)
         target = self.env.app.builder.get_relative_uri(self.env.docname, page)
-        chips = [chip(one, one.verdict(record), f"{target}#claim-{slug}-{one.id}") for one in claims.load(slug)]
-        return [node for one in chips for node in (nodes.Text(" "), one)]
+        line = nodes.paragraph(classes=["chips"])
+        for one in claims.load(slug):
+            line += [chip(one, one.verdict(record), f"{target}#claim-{slug}-{one.id}"), nodes.Text(" ")]
+        return line
 
 
 class BuildRecord(EvidenceDirective):

@@ -14,7 +14,7 @@ UNITS: dict[str, Callable[[float], float]] = {
     "log2": lambda value: value * math.log(2),
     "ratio": math.log,
 }
-SPACE = "\N{NARROW NO-BREAK SPACE}"
+PERCENT = "\N{NARROW NO-BREAK SPACE}%"
 
 
 def interval(value: Any) -> tuple[float | None, float | None, float | None]:
@@ -39,7 +39,7 @@ def in_percent(value: Any, unit: str = "ln") -> str:
     """A ratio, or its logarithm, as people say it: `32 % less (20 to 43)`, `3.2 times as much (2.5 to 4.1)`.
 
     Mean and interval are those of the logarithm, so the mean is the geometric one. The interval goes from the
-    smaller effect to the larger; one with less and more in it from less to more.
+    smaller effect to the larger; where it has less and more in it, from less to more.
 
     Raises:
         ValueError: the unit is none of `UNITS`, or a ratio is not above 0.
@@ -58,24 +58,34 @@ def in_percent(value: Any, unit: str = "ln") -> str:
         return "not finite"
     widest = max(map(abs, (mean, low, high)))
     decimals = 0 if widest >= 0.1 or not widest else 1 if widest >= 0.01 else 2
-    middle, bottom, top = (_effect(one, decimals) for one in (mean, low, high))
-    text = "".join(middle)
+    form = _form(mean)
+    text = f"{_size(mean, form, decimals)}{form}"
     if low == high:
         return text
-    if middle[1] == bottom[1] == top[1]:
-        first, last = (bottom, top) if mean > 0 else (top, bottom)
-        return f"{text} ({first[0]} to {last[0]})"
-    return f"{text} ({''.join(bottom)} to {''.join(top)})"
+    if low * high > 0:  # on one side: in the words that have been said already
+        first, last = (low, high) if mean > 0 else (high, low)
+        return f"{text} ({_size(first, form, decimals)} to {_size(last, form, decimals)})"
+    ends = (f"{_size(end, _form(end), decimals)}{_form(end)}" for end in (low, high))
+    return f"{text} ({' to '.join(ends)})"
 
 
-def _effect(log: float, decimals: int) -> tuple[str, str]:
-    """Number and words for one ratio, given its natural logarithm."""
+def _form(log: float) -> str:
+    """The words for a ratio: percent, or from twice as much, and a hundredth, on a factor."""
     if log >= math.log(2):
-        return _count(math.exp(log)), " times as much"
-    if log <= -math.log(100):  # as a percentage this would be 99 point something
-        return _count(math.exp(-log)), " times less"
-    word = " less" if log < 0 else " more" if log > 0 else ""
-    return f"{100 * abs(math.expm1(log)):.{decimals}f}", f"{SPACE}%{word}"
+        return " times as much"
+    if log <= -math.log(100):
+        return " times less"
+    return PERCENT + (" less" if log < 0 else " more" if log > 0 else "")
+
+
+def _size(log: float, form: str, decimals: int) -> str:
+    """The number that goes with the words."""
+    if not form.startswith(PERCENT):
+        return _count(math.exp(abs(log)))
+    percent = 100 * abs(math.expm1(log))
+    while log < 0 and decimals < 9 and round(percent, decimals) >= 100:  # 99.6 % less is not 100
+        decimals += 1
+    return f"{percent:,.{decimals}f}"
 
 
 def _count(number: float) -> str:

@@ -52,9 +52,11 @@ def test_format(value: Any, form: str, expected: str) -> None:
         # ln 0.68 ± 4.303 · 0.1 / √3: 0.530 to 0.872
         ([math.log(0.68) + off for off in (-0.1, 0, 0.1)], "percent", "32 % less (13 to 47)"),
         ([math.log(1.5) + off for off in (-0.1, 0, 0.1)], "percent", "50 % more (17 to 92)"),
-        # ends of other kinds than the middle say their own
+        ([math.log(1.8) + off for off in (-0.1, 0, 0.1)], "percent", "80 % more (40 to 131)"),
+        ([math.log(2.1) + off for off in (-0.1, 0, 0.1)], "percent", "2.1 times as much (1.6 to 2.7)"),
+        ([math.log(0.02) + off for off in (-0.8, 0, 0.8)], "percent", "98 % less (85 to 99.7)"),
+        # of two sides each says its own
         ([math.log(0.9) + off for off in (-0.1, 0, 0.1)], "percent", "10 % less (30 % less to 15 % more)"),
-        ([math.log(1.8) + off for off in (-0.1, 0, 0.1)], "percent", "80 % more (40 % more to 2.3 times as much)"),
         # what is small keeps its digits
         ([0.002, 0.003, 0.004], "percent", "0.30 % more (0.05 to 0.55)"),
         (math.log(0.958), "percent", "4.2 % less"),

@@ -35,7 +35,7 @@ MARKS = {
 
 
 class EvidenceDirective(SphinxDirective):
-    """What the three have in common: a paper's claims and record, and MyST in the claims' texts."""
+    """What they have in common: a paper's claims and record, and MyST in the claims' texts."""
 
     def paragraph(self, text: str, *classes: str) -> nodes.paragraph:
         """A paragraph of MyST, so that a claim may hold a formula or a citation."""
@@ -48,6 +48,20 @@ class EvidenceDirective(SphinxDirective):
         """A link to a file of the repository that the site carries a copy of."""
         target = "../" * self.env.docname.count("/") + path
         return nodes.reference("", text, refuri=target, internal=False, classes=["file"])
+
+    def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
+        scale = record.scale if record else item.check.only_at[0]
+        line = self.paragraph(item.check.says, "check")
+        line += nodes.Text(": ")
+        if record is None:
+            line += nodes.inline("", "no result yet", classes=["no-result"])
+        else:
+            line += nodes.strong("", "", *typeset(measured(item, scale)), classes=["measured"])
+            line.insert(0, nodes.inline("", item.outcome, classes=["outcome", f"outcome-{item.outcome}"]))
+            line.insert(1, nodes.Text(" "))
+        criterion = typeset(item.check.describe(scale))
+        line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
+        return nodes.list_item("", line)
 
     def run(self) -> list[nodes.Node]:
         try:
@@ -109,20 +123,6 @@ class Claims(EvidenceDirective):
                 line += self.changes(item.check.was, these(same_change))
             lines += line
         return [lines] if evidence else []
-
-    def check(self, item: Evidence, record: Record | None) -> nodes.list_item:
-        scale = record.scale if record else item.check.only_at[0]
-        line = self.paragraph(item.check.says, "check")
-        line += nodes.Text(": ")
-        if record is None:
-            line += nodes.inline("", "no result yet", classes=["no-result"])
-        else:
-            line += nodes.strong("", "", *typeset(measured(item, scale)), classes=["measured"])
-            line.insert(0, nodes.inline("", item.outcome, classes=["outcome", f"outcome-{item.outcome}"]))
-            line.insert(1, nodes.Text(" "))
-        criterion = typeset(item.check.describe(scale))
-        line += [nodes.Text(" "), nodes.inline("", "", nodes.Text("criterion "), *criterion, classes=["criterion"])]
-        return nodes.list_item("", line)
 
     def changes(self, versions: Sequence[Was], whose: str = "") -> list[nodes.paragraph]:
         """The criteria that were moved after the fact, in the open."""
@@ -245,8 +245,29 @@ def qualification(verdict: Verdict | None) -> list[nodes.Node]:
     return [nodes.Text(" "), nodes.inline("", "a control fails", classes=["qualified"])]
 
 
+def chip(claim: Claim, verdict: Verdict | None, target: str) -> nodes.reference:
+    """A claim in two words, with its verdict's mark and color, as a link; the verdict's own words are for the ear.
+
+    A chip with corners is an exact claim, a round one an empirical.
+    """
+    classes = ["chip", css_class(word(verdict)), f"kind-{claim.kind}"]
+    link = nodes.reference("", "", refuri=target, internal=True, classes=classes)
+    heard = nodes.inline("", f", {word(verdict)}", classes=["visually-hidden"])
+    link += [nodes.Text(f"{MARKS[word(verdict)]} {label(claim)}"), heard]
+    return link
+
+
+def label(claim: Claim) -> str:
+    """A claim's name as one reads it."""
+    return claim.id.replace("-", " ")
+
+
+def css_class(name: str) -> str:
+    return f"verdict-{name.replace(' ', '-')}"
+
+
 def badge_of(name: str) -> nodes.inline:
-    return nodes.inline("", f"{MARKS[name]} {name}", classes=["verdict", f"verdict-{name.replace(' ', '-')}"])
+    return nodes.inline("", f"{MARKS[name]} {name}", classes=["verdict", css_class(name)])
 
 
 def make_table(

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from book_evidence import EvidenceDirective, badge_of, make_table, word
+from book_evidence import EvidenceDirective, chip, make_table
 from book_values import EVERY, note
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -40,15 +40,18 @@ class Papers(EvidenceDirective):
             page = pages.get(slug)
             text = f"**[{about}](/{page})**" if page else about
             entry = self.paragraph(f"{text} {{cite:p}}`{key}`")
-            if page and slug in claims.slugs():
-                entry += self.verdicts(slug)
-            items += nodes.list_item("", entry, classes=["written" if page else "planned"])
+            chips = [self.verdicts(slug, page)] if page and slug in claims.slugs() else []
+            items += nodes.list_item("", entry, *chips, classes=["written" if page else "planned"])
         return [items]
 
-    def verdicts(self, slug: str) -> list[nodes.Node]:
+    def verdicts(self, slug: str, page: str) -> nodes.paragraph:
+        """A chip for each claim, which leads to its card."""
         record = records.published(slug)
-        names = [word(claim.verdict(record)) for claim in claims.load(slug)]
-        return [node for name in names for node in (nodes.Text(" "), badge_of(name))]
+        target = self.env.app.builder.get_relative_uri(self.env.docname, page)
+        line = nodes.paragraph(classes=["chips"])
+        for one in claims.load(slug):
+            line += [chip(one, one.verdict(record), f"{target}#claim-{slug}-{one.id}"), nodes.Text(" ")]
+        return line
 
 
 class BuildRecord(EvidenceDirective):

@@ -4,6 +4,8 @@
     {value}`adam:first_step.worst_deviation|.1e`        in a format of Python's
     {value}`adam:mnist.mlp.accuracy|interval.2%`        mean and 95 % interval
     {value}`convex_like:rules.Adam.final|median.0e`     the median over the seeds
+    {value}`momentum:mnist.log_ratio|percent`           `32 % less (20 to 43)`, of the logarithm of a ratio;
+                                                        `percent log2` and `percent ratio` of what is one of these
     {value}`adam:@parameters.seeds|len`                 anything else in the record: how many, or itself
     {value}`adam/quick:first_step.worst_deviation`      from a scale of your choice
 
@@ -24,7 +26,7 @@ from sphinx.util.docutils import SphinxRole
 
 from experiments import records
 from experiments.errors import UserError
-from experiments.intervals import interval
+from experiments.intervals import in_percent, interval
 from experiments.records import SCALES, Record
 
 logger = logging.getLogger(__name__)
@@ -53,9 +55,14 @@ def find(record: Record, key: str) -> Any:
 
 
 def format_value(value: Any, form: str = "") -> str:
-    """A value as text: of a list the mean, `median<format>` its median, `interval<format>` mean and interval."""
+    """A value as text: of a list the mean, `median<format>` its median, `interval<format>` mean and interval.
+
+    `percent` says a ratio's logarithm in percent (`percent log2`, `percent ratio`: of other units).
+    """
     if form == "len":
         return str(len(value))
+    if form.split()[:1] == ["percent"]:
+        return in_percent(value, *form.split()[1:])
     if isinstance(value, str | bool) or (isinstance(value, list) and not _numbers(value)):
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if form.startswith("median") and isinstance(value, list) and None not in value:
@@ -106,7 +113,7 @@ class ValueRole(SphinxRole):
             if record is None:
                 return [nodes.inline("", "(no result yet)", classes=["no-result"])], []
             text = format_value(find(record, key.strip()), form.strip())
-        except (UserError, ValueError, TypeError) as error:
+        except (UserError, ValueError, TypeError, OverflowError) as error:
             # A warning, which the build turns into a failure: no page may show a number that is not there.
             logger.warning("value `%s`: %s", self.text, error, location=self.get_location())
             return [nodes.problematic(self.rawtext, self.rawtext)], []

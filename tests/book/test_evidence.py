@@ -128,11 +128,27 @@ class Board(book_scoreboard.Scoreboard):
 
     def __init__(self) -> None:
         builder = SimpleNamespace(get_relative_uri=lambda here, there: f"{there}.html")
-        app, found = SimpleNamespace(builder=builder), {"book/part/tiny"}
-        env = SimpleNamespace(docname="book/scoreboard", found_docs=found, app=app)
+        env = SimpleNamespace(docname="book/scoreboard", app=SimpleNamespace(builder=builder))
         self.state: Any = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
 
     paragraph = Plain.paragraph
+
+
+class Wrong(Board, book_scoreboard.Surprises):
+    """What did not hold, in a book whose other pages refer to one chapter twice."""
+
+    show = book_scoreboard.Surprises.show
+
+    def sources(self) -> dict[str, str]:
+        return {
+            "a": "{doc}`part/loved`",
+            "b": "{doc}`Loved <../part/loved>`, {cite:p}`other, key`",
+            "part/loved": "",
+        }
+
+
+def entry_of(claim: Claim, record: Record | None, page: str = "book/part/tiny") -> book_scoreboard.Entry:
+    return book_scoreboard.Entry("Part", page, claim, record, claim.verdict(record))
 
 
 @pytest.mark.parametrize(("loss", "word"), [(0.5, "reproduced"), (2.0, "refuted"), (None, "undecided")])
@@ -140,15 +156,59 @@ def test_a_claim_wears_its_own_verdict(loss: float | None, word: str) -> None:
     claim = claim_of(Check("loss", "small", {"below": 1.0}))
     made = Record("tiny", "quick", {}, metrics={"loss": loss})
     badge = f"{book_evidence.MARKS[word]} {word}"
-    _, (cell,), (links,) = Board().row("tiny", claim, made, claim.verdict(made))
-    (worn,) = cell.findall(nodes.inline)
+    cell = Board().cell(entry_of(claim, made))
+    assert f"verdict-{word} kind-exact'>{book_evidence.MARKS[word]} one<" in cell[0].astext()
+    (worn, _) = cell[1].findall(nodes.inline)
     assert (worn.astext(), worn["classes"]) == (badge, ["verdict", f"verdict-{word.replace(' ', '-')}"])
-    assert next(links.findall(nodes.reference))["refuri"] == "book/part/tiny.html#claim-tiny-one"
+    assert next(cell[-2].findall(nodes.reference))["refuri"] == "book/part/tiny.html#claim-tiny-one"
     directive: Any = Plain()
     directive.state = SimpleNamespace(document=SimpleNamespace(note_explicit_target=lambda *_: None))
     card = directive.card(claim, made)
     assert card.children[0].astext() == f"{badge} §1 · exact"
     assert card["ids"] == ["claim-tiny-one"]
+    chip = book_evidence.chip(claim, claim.verdict(made), "there")
+    assert chip.astext() == f"{book_evidence.MARKS[word]} one, {word}"
+
+
+def test_a_paper_without_a_chapter_or_a_record_is_on_the_scoreboard() -> None:
+    cell = Board().cell(entry_of(claim_of(LOW), None, page=""))
+    assert "… one" in cell[0].astext()
+    assert not list(nodes.container("", *cell).findall(nodes.reference))
+
+
+def test_what_stands_out_is_computed() -> None:
+    """Refuted first, then by how many pages refer to the chapter, and one of each chapter."""
+    failing, made = Check("loss", "small", {"below": 1.0}), Record("tiny", "quick", {}, metrics={"loss": 2.0})
+    everything = [
+        entry_of(
+            claim_of(failing, id=f"{page} {kind} {own} {i}", claim=f"{page} {kind} {i}", kind=kind, own=own),
+            made,
+            page,
+        )
+        for kind in ("empirical", "exact")
+        for page in ("part/plain", "part/loved", "part/last")
+        for own in (False, True)
+        for i in (1, 2)
+    ]
+    shown = Wrong().show([*everything, entry_of(claim_of(LOW), Record("tiny", "quick", {}, metrics=METRICS))])
+    named = [
+        [item.children[0].astext() for item in group.children]
+        for group in shown
+        if isinstance(group, nodes.bullet_list)
+    ]
+    assert named[0] == [f"✗ refuted {page} exact 1" for page in ("part/loved", "part/plain", "part/last")]
+    assert [text.split(" part/")[1] for text in named[1]] == [
+        *("loved exact 2", "plain exact 2", "last exact 2"),
+        *(f"{page} empirical {i}" for page in ("loved", "plain", "last") for i in (1, 2)),
+    ]
+    assert Wrong().show([])[0].astext().startswith("No claim")
+
+
+def test_references_are_pages_that_link_or_cite() -> None:
+    pages = Wrong().sources()
+    count = lambda page, paper: book_scoreboard.references(pages, page, paper)  # noqa: E731
+    assert (count("part/loved", "none"), count("part/love", "none")) == (2, 0)
+    assert (count("part/x", "key"), count("part/x", "other"), count("part/x", "the")) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from html.parser import HTMLParser
-from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -114,18 +113,38 @@ def test_every_number_of_the_prose_is_there(pages: dict[str, Page]) -> None:
         assert page.classes["value"] == len(used), name
 
 
-def test_every_claim_is_on_the_scoreboard(site: Path, pages: dict[str, Page]) -> None:
-    """The papers' in one table, the book's own in another."""
-    tables = (site / "book/scoreboard.html").read_text(encoding="utf-8").split("<tbody")[1:]
-    rows = [re.findall(r"<tr\b.*?</tr>", table.split("</tbody")[0], flags=re.DOTALL) for table in tables]
-    everything = [(slug, claim) for slug in claims.slugs() for claim in claims.load(slug)]
-    listed = [[one for one in everything if one[1].own == own] for own in (False, True)]
-    assert list(map(len, rows)) == [len(part) for part in listed if part]
-    for (slug, claim), row in zip(chain(*listed), chain(*rows), strict=True):
-        verdict = claim.verdict(records.published(slug))
+def test_every_claim_is_on_the_scoreboard(site: Path) -> None:
+    """In reading order, each with its own verdict and the way to its card."""
+    text = (site / "book/scoreboard.html").read_text(encoding="utf-8")
+    cells = re.findall(r"<details class='cell'.*?</details>", text, flags=re.DOTALL)
+    chapters = [name.rpartition("/")[2] for name in toc_pages()]
+    assert set(claims.slugs()) <= set(chapters)
+    expected = {
+        (slug, claim.id): claim for slug in chapters if slug in claims.slugs() for claim in claims.load(slug)
+    }
+    found = [re.findall(r"#claim-(\w+)-([\w-]+)", cell) for cell in cells]
+    assert sorted(place for (place,) in found) == sorted(expected)
+    order = [slug for ((slug, _),) in found]
+    assert order == sorted(order, key=chapters.index)
+    for ((slug, id_),), cell in zip(found, cells, strict=True):
+        verdict = expected[slug, id_].verdict(records.published(slug))
         assert verdict is not None, slug
-        assert f"#claim-{slug}-{claim.id}" in row
-        assert re.findall(r'class="verdict verdict-([\w-]+)"', row) == [verdict.word.replace(" ", "-")], row
+        assert re.findall(r'class="verdict verdict-([\w-]+)"', cell) == [verdict.word.replace(" ", "-")], cell
+        assert f"data-verdict='{verdict.word}' data-kind='{expected[slug, id_].kind}'" in cell
+
+
+def test_the_totals_count_every_claim_once(site: Path) -> None:
+    """Exact and empirical apart, and the book's own apart from the papers'."""
+    text = (site / "book/scoreboard.html").read_text(encoding="utf-8")
+    body = text.split('<table class="totals')[1].split("<tbody>")[1].split("</tbody>")[0]
+    *rows, last = (re.findall(r'<p class="count">(\S+)</p>', row) for row in body.split("</tr>")[:-1])
+    columns = [[0 if cell == "·" else int(cell) for cell in column] for column in zip(*rows, strict=True)]
+    assert list(map(sum, columns)) == list(map(int, last))
+    everything = [claim for slug in claims.slugs() for claim in claims.load(slug)]
+    kinds = Counter("own" if claim.own else claim.kind for claim in everything)
+    assert list(map(int, last)) == [kinds["exact"], kinds["empirical"], kinds["own"]]
+    changed = sum(claim.changed for claim in everything)
+    assert f"{changed} of {len(everything)} claims" in text
 
 
 def test_every_cited_paper_is_in_the_bibliography(site: Path) -> None:

@@ -60,7 +60,7 @@ CONTRAST = """(selectors) => {
 }"""
 OURS = [
     *(".verdict", ".outcome", ".no-result", ".claim-where", ".claim-note", ".criterion", ".measured"),
-    *(".qualified", ".origin", ".was"),
+    *(".qualified", ".origin", ".was", ".chip", ".chapter-name", ".score-filter select"),
     *(".provenance", ".provenance code", ".evidence-files", "figcaption p", ".book-figure svg text"),
     *(".ot-name", ".ot-end", ".ot-summary", ".ot-row label", ".ot-row output"),
 ]
@@ -123,6 +123,29 @@ def test_search_quotes_the_article(contexts: dict[tuple[str, int], Any], address
     excerpts = page.locator("#search-results p.context").all_inner_texts()
     assert any("slow weights" in excerpt for excerpt in excerpts)
     assert not any(".pdf" in excerpt or "Contents" in excerpt or "Show code" in excerpt for excerpt in excerpts)
+    page.close()
+
+
+def test_the_scoreboard_is_filtered(contexts: dict[tuple[str, int], Any], addresses: dict[str, str]) -> None:
+    """By verdict and kind; an address opens a claim, and so does the keyboard."""
+    page = contexts["light", 390].new_page()
+    page.goto(f"{addresses['file']}/book/scoreboard.html#score-adam-step-bound")
+    opened = page.locator("#score-adam-step-bound")
+    assert opened.get_attribute("open") is not None
+    assert "longest step" in opened.inner_text()
+    shown = page.locator(".cell:visible")
+    everything = shown.count()
+    page.select_option("select[name=verdict]", "refuted")
+    assert {cell.get_attribute("data-verdict") for cell in shown.all()} == {"refuted"}
+    assert page.inner_text(".score-filter output") == f"{shown.count()} of {everything} claims"
+    page.select_option("select[name=kind]", "empirical")
+    assert shown.count() == page.locator(".chapter:visible").count() == 0
+    page.select_option("select[name=verdict]", "")
+    assert {cell.get_attribute("data-kind") for cell in shown.all()} == {"empirical"}
+    page.select_option("select[name=kind]", "")
+    first = page.locator(".cell").first
+    first.locator("summary").press("Enter")
+    assert first.get_attribute("open") is not None
     page.close()
 
 

@@ -1,5 +1,6 @@
 """The role {value}: how a number of a record is printed, and which pages a changed record concerns."""
 
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,55 @@ import book_values
 def test_format(value: Any, form: str, expected: str) -> None:
     nodes = book_values.typeset(book_values.format_value(value, form))
     assert "".join(node.astext() for node in nodes) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "expected"),
+    [
+        (math.log(0.68), "percent", "32 % less"),
+        ([math.log(0.5), math.log(2)], "percent", "0 % (6,700 times less to 6,700 times as much)"),
+        (0.0, "percent", "0 %"),
+        # ln 0.68 ± 4.303 · 0.1 / √3: 0.530 to 0.872
+        ([math.log(0.68) + off for off in (-0.1, 0, 0.1)], "percent", "32 % less (13 to 47)"),
+        ([math.log(1.5) + off for off in (-0.1, 0, 0.1)], "percent", "50 % more (17 to 92)"),
+        ([math.log(1.8) + off for off in (-0.1, 0, 0.1)], "percent", "80 % more (40 to 131)"),
+        ([math.log(2.1) + off for off in (-0.1, 0, 0.1)], "percent", "2.1 times as much (1.6 to 2.7)"),
+        ([math.log(0.02) + off for off in (-0.8, 0, 0.8)], "percent", "98 % less (85 to 99.7)"),
+        # of two sides each says its own
+        ([math.log(0.9) + off for off in (-0.1, 0, 0.1)], "percent", "10 % less (30 % less to 15 % more)"),
+        # what is small keeps its digits
+        ([0.002, 0.003, 0.004], "percent", "0.30 % more (0.05 to 0.55)"),
+        (math.log(0.958), "percent", "4.2 % less"),
+        # what is large is a factor: 99.99 % less and 31,900 % more say nothing to anyone
+        ([math.log(3.2) + off for off in (-0.1, 0, 0.1)], "percent", "3.2 times as much (2.5 to 4.1)"),
+        (math.log(9.97), "percent", "10 times as much"),
+        (math.log(324), "percent", "320 times as much"),
+        (-math.log(320), "percent", "320 times less"),
+        (math.log(4e9), "percent", "4 × 109 times as much"),
+        # other units
+        (-1.0, "percent log2", "50 % less"),
+        (0.68, "percent ratio", "32 % less"),
+        ([0.5, 2.0], "percent ratio", "0 % (6,700 times less to 6,700 times as much)"),
+        ([0.1, None], "percent", "not finite"),
+    ],
+)
+def test_percent(value: Any, form: str, expected: str) -> None:
+    text = "".join(node.astext() for node in book_values.typeset(book_values.format_value(value, form)))
+    assert text.replace("\u202f", " ") == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "error", "match"),
+    [
+        (0.5, "percent log7", ValueError, "there are ln, log2, ratio"),
+        ([0.5, 0.0], "percent ratio", ValueError, "not above 0"),
+        (1e6, "percent", OverflowError, "range"),
+        ({"a": 1}, "percent", TypeError, "not a number"),
+    ],
+)
+def test_percent_of_what_has_none(value: Any, form: str, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        book_values.format_value(value, form)
 
 
 def test_exponents_are_raised() -> None:

@@ -110,10 +110,15 @@ def test_with_no_time_nothing_is_written_but_what_was_not_done(
 ) -> None:
     notebook("tiny")
     assert (
-        main(["gpu", "--minutes", "0.0001", "--dry-run", "--out", str(tmp_path / "out"), "--only", "chapters"]) == 0
+        main(
+            ["gpu", "--minutes", "0.0001", "--dry-run", "--out", str(tmp_path / "out"), "--only", "mnist,chapters"]
+        )
+        == 0
     )
     assert outputs(tmp_path / "out") == {"summary.txt", "gpu.tar"}
-    assert "chapters: tiny, out of time" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "mnist: 18 runs, out of time" in found
+    assert "chapters: tiny, out of time" in found
 
 
 def test_a_chapter_that_runs_out_of_time_is_ended_with_all_that_it_started(

@@ -180,8 +180,10 @@ def _benchmark(session: Session, stage: str) -> None:
         missing = [job for job in todo if job.done(folder) is None]
         if len(missing) < len(todo):
             session.tell(stage, "up to date", f"{len(todo) - len(missing)} runs")
-        if missing:
+        if missing and session.left > 0:
             _train(session, stage, missing, folder)
+        elif missing:
+            session.tell(stage, "out of time", f"{len(missing)} runs")
     except Exception as error:  # no data, or a device that has had enough
         session.tell(stage, "failed", "all that was left", _reason(error))
     finally:

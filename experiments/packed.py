@@ -4,6 +4,7 @@ Alone, the reference's network leaves an H100 waiting for Python: a step is some
 microseconds each, and launching them takes longer than running them. Three things mend that. They change no step:
 
 - A network's parameters are one tensor (`Flat`), so a rule takes some twenty kernels, not twenty per parameter.
+  (Not for a rule that looks at more than a coordinate.)
 - A whole step (forward, backward, optimizer) is captured once as a CUDA graph and then replayed (`Step`).
 - Several runs take turns, each on a stream of its own (`side_by_side`): while one waits for the device, the others
   have steps in the queue, and their kernels fill the gaps of each other's. One process and one thread: processes
@@ -156,20 +157,22 @@ def work(
     settings: Settings,
     seed: int,
     *,
+    flat: bool = True,
     capture: bool = True,
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> tuple[Step, Work]:
     """The run that `runs.train` makes of these settings and this seed, for `side_by_side`, and its step.
 
-    `build(params, seed=…, …)` makes the optimizer.
+    `build(params, seed=…, …)` makes the optimizer. A rule that looks at more than a coordinate must not be `flat`.
     """
     ds, device = runs.dataset(settings), torch.device(settings.device)
-    model = Flat(runs.network(settings, ds, seed)).to(device)
+    net = runs.network(settings, ds, seed)
+    model = (Flat(net) if flat else net.to(memory_format=training.layout(net))).to(device)  # type: ignore[call-overload]
     training.resident(ds, device, training.layout(model))
     if device.type == "cuda":  # the set is for all streams
         torch.cuda.synchronize(device)
     fused = None if device.type == "cuda" else False  # compiled where that is for a GPU
-    optimizer = build([model.flat], seed=seed, capturable=True, fused=fused)
+    optimizer = build(model.parameters(), seed=seed, capturable=True, fused=fused)
     step = Step(model, optimizer, settings.precision, capture and device.type == "cuda")
     return step, training.by_steps(
         model,

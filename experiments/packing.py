@@ -45,7 +45,8 @@ def run(
 
         def task() -> Work:
             record = job.begin()
-            step, work = packed.work(job.build, job.settings, job.seeds[0], capture=capture, progress=told)
+            options: Any = {"flat": job.mix.elementwise, "capture": capture, "progress": told}
+            step, work = packed.work(job.build, job.settings, job.seeds[0], **options)
             begun[task] = job, record, step
             return work
 
@@ -68,7 +69,7 @@ def run(
         # How it was run; the card was shared by that many.
         history.seconds /= width
         graphs = {"graphs": bool(step.capture and not step.failure), "failure": step.failure or None}
-        record.provenance["packed"] = {"side_by_side": width, **graphs}
+        record.provenance["packed"] = {"side_by_side": width, "flat": job.mix.elementwise, **graphs}
         yield job, job.finish(record, [history], folder)
 
 

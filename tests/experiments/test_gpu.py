@@ -85,10 +85,8 @@ def test_a_dry_run_needs_torch_and_numpy_alone_and_resumes(
     assert len(found) == 36
     record = records.read(found[0])
     assert record.provenance["packages"]["scikit-learn"] is None
-    assert record.provenance["packed"] == {"side_by_side": record.provenance["packed"]["side_by_side"]} | {
-        "graphs": False,
-        "failure": None,
-    }
+    how = {"flat": True, "graphs": False, "failure": None}
+    assert record.provenance["packed"] == {"side_by_side": record.provenance["packed"]["side_by_side"], **how}
     assert records.read(out / "results/quick/tiny.json").get("loss") == [0.0, 0.1, 0.2]
     with tarfile.open(out / "gpu.tar") as archive:
         packed = {member.name for member in archive if member.isfile()}
@@ -112,10 +110,15 @@ def test_with_no_time_nothing_is_written_but_what_was_not_done(
 ) -> None:
     notebook("tiny")
     assert (
-        main(["gpu", "--minutes", "0.0001", "--dry-run", "--out", str(tmp_path / "out"), "--only", "chapters"]) == 0
+        main(
+            ["gpu", "--minutes", "0.0001", "--dry-run", "--out", str(tmp_path / "out"), "--only", "mnist,chapters"]
+        )
+        == 0
     )
     assert outputs(tmp_path / "out") == {"summary.txt", "gpu.tar"}
-    assert "chapters: tiny, out of time" in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert "mnist: 18 runs, out of time" in found
+    assert "chapters: tiny, out of time" in found
 
 
 def test_a_chapter_that_runs_out_of_time_is_ended_with_all_that_it_started(
@@ -176,6 +179,9 @@ def test_jobs_left_in_the_middle_leave_nothing_half_written(tmp_path: Path) -> N
     ended = [each for each in packing.run(todo, tmp_path, width=2, capture=False) if each]
     assert all(job.done(tmp_path) == record for job, record in ended)
     assert {job.name for job, _ in ended} == {job.name for job in todo}
+    (clipped,) = benchmark.jobs(mixes.parse("sgd(0.1)+clip_norm(1.0)"), SMALL, [0])
+    ((_, record),) = filter(None, packing.run([clipped], tmp_path, width=1, capture=False))
+    assert not record.provenance["packed"]["flat"], "its rule looks at more than a coordinate"
 
 
 def test_no_job_begins_without_time_for_it(tmp_path: Path) -> None:

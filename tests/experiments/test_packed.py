@@ -135,6 +135,18 @@ def test_packed_is_the_run_of_the_benchmark_to_within_rounding() -> None:
         assert ours.epoch[-1]["train_loss"] == pytest.approx(theirs.epoch[-1]["train_loss"], rel=0.1)
 
 
+@pytest.mark.parametrize("kind", [MLP, CNN], ids=["mlp", "cnn"])
+def test_a_network_that_is_not_flat_is_the_run_with_its_noise_and_masks(kind: dict[str, Any]) -> None:
+    settings = Settings(**kind)
+    for text in (MIX, "adam+clip_norm(0.1)"):
+        (mix,) = mixes.parse(text)
+        task = lambda: packed.work(mix.build, settings, 3, flat=False)[1]  # noqa: B023, E731
+        (ended,) = filter(None, packed.side_by_side(one_more([task]), 1, CPU, "float32"))
+        theirs = alone(text, settings, 3, capturable=True)
+        assert isinstance(ended[1], History)
+        assert (ended[1].train_loss, ended[1].epoch) == (theirs.train_loss, theirs.epoch), "bit for bit"
+
+
 @pytest.mark.parametrize("changes", [{"warmup": 12}, {"lr_schedule": True, "num_epochs": 9}], ids=str)
 def test_schedules_reach_the_rate_on_the_device(changes: dict[str, Any]) -> None:
     # A plateau: the loss rises at every epoch, so that patience ends after six more.

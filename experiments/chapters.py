@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from experiments import run
+from experiments import environment, run
 from experiments.errors import RecordError
 
 if TYPE_CHECKING:  # which imports this module
@@ -77,12 +77,11 @@ def _start(session: "Session", slug: str) -> "subprocess.Popen[bytes]":
     work.mkdir(parents=True, exist_ok=True)
     out = session.folder / f"{slug}.json"
     given = json.dumps({"scale": session.scale, "device": session.device, "out": str(out)})
-    paths = [str(run.CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
     with log.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "experiments.script", slug, given],
             cwd=work,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment.child(),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from experiments import benchmark, chapters, code_hash, mixes, packed, packing, records, run, smoke
+from experiments import benchmark, chapters, code_hash, environment, mixes, packed, packing, records, run, smoke
 from experiments.errors import UserError
 from experiments.records import Record
 from experiments.runs import Settings
@@ -138,7 +138,7 @@ def _smoke(session: Session) -> None:
         if session.device.startswith("cuda")
         else session.device,
         "torch": torch.__version__,
-        "code_hash": code_hash.of_source("from experiments import smoke", run.CODE),
+        "code_hash": code_hash.of_source("from experiments import smoke", environment.CODE),
     }
     try:
         known = json.loads(path.read_text(encoding="utf-8"))

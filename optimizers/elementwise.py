@@ -107,7 +107,10 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, 
     x, *new = out if stage.state else (out,)
     after = stage.after(dict(tensors), {**known, **scalars, **hyper})
     results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
-    return {name: torch.as_tensor(result) for name, result in results.items()}
+    return {
+        name: result if isinstance(result, Tensor) else torch.tensor(result, device="cpu")
+        for name, result in results.items()
+    }
 
 
 def _host(hyper: Hyper) -> Hyper:

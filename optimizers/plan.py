@@ -1,6 +1,6 @@
 """Before a step: what it will do, parameter by parameter, and all that is refused, while nothing has moved yet."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from torch import Tensor
@@ -9,7 +9,7 @@ from .elementwise import prove
 from .execution import Active, Hyper
 from .fused import FusedStep
 from .fused.table import Indexed
-from .memory import resolved, tied
+from .memory import resolved, stands_for_itself, tied
 from .stage import Stage
 from .state import rate, schedule, with_gradients
 from .tensors import Gradients, check, local, refuse_sparse
@@ -23,6 +23,7 @@ class Plan:
 
     def __init__(self) -> None:
         self._tied: frozenset[int] = frozenset()
+        self._places: list[int] = []
         self._proven: Sequence[Active] = ()
 
     def make(
@@ -54,7 +55,7 @@ class Plan:
         held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
         firsts = list(accumulate((len(group["params"]) for group in groups), initial=0))
         eager: list[Indexed] = [
-            {} if i in held else with_gradients(group["params"], first)
+            compiled[i].eager if i in held else with_gradients(group["params"], first)
             for i, (group, first) in enumerate(zip(groups, firsts, strict=False))
         ]
         for active, params in zip(actives, eager, strict=True):
@@ -65,8 +66,11 @@ class Plan:
                 known = {"lr": rate(group), "schedule": schedule(group), "maximize": group["maximize"]}
                 prove(active, {**shared, **known})
             self._proven = actives
-        if compiled.keys() - held:
+        # What is laid out anew, or stepped eagerly, may have come to lie where compiled steps write.
+        places = [place for params in eager for place in _places(params, states)] if compiled else []
+        if compiled.keys() - held or places != self._places:
             self._tied = _tied(groups, states, grads)
+        self._places = places
         for i, step in compiled.items():
             eager[i] = step.prepare(firsts[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
         return eager, shared
@@ -104,11 +108,22 @@ def _shared(groups: Groups, actives: Sequence[Active], grads: Gradients) -> Hype
     return shared
 
 
+def _places(params: Indexed, states: States) -> Iterator[int]:
+    for param in params.values():
+        for tensor in _written(param, states):
+            yield tensor.data_ptr() if stands_for_itself(tensor) else 0
+
+
+def _written(param: Tensor, states: States) -> Iterator[Tensor]:
+    """The memory that a parameter's step writes."""
+    yield local(param)
+    for tensor in states.get(param, {}).values():
+        if isinstance(tensor, Tensor):
+            yield local(tensor)
+
+
 def _tied(groups: Groups, states: States, grads: Gradients) -> frozenset[int]:
     """The parameters, by index, that can only be stepped one after the other: their steps share memory."""
     params = with_gradients((param for group in groups for param in group["params"]), 0)
-    written = {
-        index: [local(tensor) for tensor in (param, *states.get(param, {}).values()) if isinstance(tensor, Tensor)]
-        for index, param in params.items()
-    }
+    written = {index: list(_written(param, states)) for index, param in params.items()}
     return tied(written, {index: [local(grads[param])] for index, param in params.items()})

@@ -57,7 +57,7 @@ class FusedStep:
         self._key: Any = None
         self._params: Sequence[Tensor] = ()
         self._without: Sequence[Tensor] = ()  # those of them without a gradient
-        self._eager: Indexed = {}
+        self.eager: Indexed = {}  # those that no kernel can advance
         self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
@@ -89,7 +89,7 @@ class FusedStep:
         known |= {name: float(value) for name, value in shared.items()}
         key = form(active, known), tied
         if key != self._key or not held:
-            self._key, self._params, self.tables, self._eager = None, list(group["params"]), [], {}
+            self._key, self._params, self.tables, self.eager = None, list(group["params"]), [], {}
             self._without = [param for param in self._params if param.grad is None]
             self._lay_out(with_gradients(self._params, first), active, known, group, states, grads, tied)
             self._key = key
@@ -98,7 +98,7 @@ class FusedStep:
         given = [value for _, value in numbers(active, known)]
         self._reals = array("d", [value for value in given if isinstance(value, float)])
         self._wholes = array("q", [value for value in given if isinstance(value, int)])
-        return self._eager
+        return self.eager
 
     def run(self) -> None:
         """Advance the parameters by one step."""
@@ -108,7 +108,7 @@ class FusedStep:
     @property
     def compiles(self) -> bool:
         """False once it was found that no kernel can advance these parameters."""
-        return bool(self.tables) or not self._eager
+        return bool(self.tables) or not self.eager
 
     def holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
         """Whether all tensors are those that were laid out; it takes the gradients of now for `run`."""
@@ -118,7 +118,7 @@ class FusedStep:
             and all(map(is_, params, self._params))
             and all([table.holds(states, grads) for table in self.tables])
             and all(param.grad is None for param in self._without)
-            and all(param.grad is not None for param in self._eager.values())
+            and all(param.grad is not None for param in self.eager.values())
         )
 
     def _lay_out(
@@ -144,7 +144,7 @@ class FusedStep:
                 kind = param.is_complex(), tuple(real(tensor).dtype for tensor in tensors)
                 by_kind.setdefault(kind, {})[index] = param
             else:
-                self._eager[index] = param
+                self.eager[index] = param
         try:
             for (_, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
@@ -152,12 +152,12 @@ class FusedStep:
                 _programs[form(active, known), dtype] = program, active
                 self.tables.append(Table(program, dtypes, members, states, grads))
         except (Untraceable, NoCompiler) as error:
-            self.tables, self._eager = [], params
+            self.tables, self.eager = [], params
             if group["fused"]:
                 _warn(f"fused=True runs eagerly: {error}")
         # (Nothing is faster for a sparse gradient.)
-        slow = [param for param in self._eager.values() if not param.grad.is_sparse]  # type: ignore[union-attr]
-        if group["fused"] and slow and self._eager is not params:
+        slow = [param for param in self.eager.values() if not param.grad.is_sparse]  # type: ignore[union-attr]
+        if group["fused"] and slow and self.eager is not params:
             _warn(
                 f"fused=True steps some parameters eagerly, such as one of {slow[0].dtype} and shape "
                 f"{tuple(slow[0].shape)} on {slow[0].device}: it needs floating-point parameters on the CPU, their "

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -417,3 +419,72 @@ def test_a_refusal_in_a_later_group_leaves_all_extensions_alone() -> None:
         optimizer.step()
     assert torch.equal(params[0].detach(), torch.ones(3))
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_eager_parameter_that_comes_to_lie_in_a_compiled_ones_memory(momentum: float) -> None:
+    """In mid-run, in another group: from then on both are stepped one after the other, in the groups' order."""
+    ends = []
+    for fused in (False, True):
+        whole = torch.arange(12.0)
+        first, second = nn.Parameter(torch.zeros(4)), nn.Parameter(whole[:6])
+        optimizer = SGD(
+            [{"params": [first], "fused": False}, {"params": [second], "fused": fused}], 0.5, momentum=momentum
+        )
+        for t in range(5):
+            if t == 2:
+                first.data = whole[2:6]
+            first.grad, second.grad = first.detach() * 2, second.detach() * 1.0
+            if t > 2:
+                first.grad = first.detach()  # which the second one's step must not have changed yet
+            optimizer.step()
+        ends.append(whole)
+    torch.testing.assert_close(*ends)
+
+
+def test_what_a_compiled_group_steps_eagerly_is_checked_at_every_step() -> None:
+    sparse, dense = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(3))
+    optimizer = optimizers.Adagrad([sparse, dense], 0.1, fused=True)
+    for t in range(3):
+        sparse.grad, dense.grad = torch.ones(4, 2).to_sparse(1), torch.ones(3)
+        if t == 2:
+            optimizer.state[sparse]["sum"].data = torch.ones(4, 3)
+            with pytest.raises(RuntimeError, match=r"sum has the shape \(4, 3\)"):
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert optimizer.state[dense]["step"] == 2
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """A group of one process."""
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@BOTH
+@pytest.mark.parametrize("what", ["gradient", "state", "both"])
+def test_a_result_that_is_on_its_way_is_waited_for(what: str, fused: bool, alone: Any) -> None:
+    """A functional collective gives a tensor whose own address is 0."""
+    ends = []
+    for late in (False, True):
+
+        def given(tensor: Tensor, part: str, late: bool = late) -> Tensor:
+            wanted = late and what in (part, "both")
+            return collectives.all_reduce(tensor.clone(), "sum", alone) if wanted else tensor
+
+        params = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(3))]
+        optimizer = Adam(params, 0.1, fused=fused, extensions=[ClipNorm(1.0)])
+        for t in range(4):
+            for param in params:
+                param.grad = given(torch.full_like(param, 1.0 + t), "gradient")
+                assert (param.grad.data_ptr() == 0) is (late and what != "state")
+                for name in ("exp_avg", "exp_avg_sq") if t == 2 else ():
+                    optimizer.state[param][name] = given(optimizer.state[param][name], "state")
+            optimizer.step()
+        ends.append(torch.cat([param.detach() for param in params]))
+        assert bool(optimizer.source()) is fused
+    assert torch.equal(*ends)

@@ -60,12 +60,12 @@ class FusedStep:
         self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
-        self, first: int, active: Active, group: Hyper, shared: Hyper, states: Mapping[Tensor, Hyper]
+        self, indices: Sequence[int], active: Active, group: Hyper, shared: Hyper, states: Mapping[Tensor, Hyper]
     ) -> Indexed:
         """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
-            first: the index of the group's first parameter among all of the optimizer's.
+            indices: of the group's parameters, by which their draws differ.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
 
@@ -82,7 +82,7 @@ class FusedStep:
         if key != self._key or not self._holds(group["params"], states):
             self._key, self._params, self.tables, self._eager = None, list(group["params"]), [], {}
             self._without = [param for param in self._params if param.grad is None]
-            self._lay_out(with_gradients(self._params, first), active, known, group, states)
+            self._lay_out(with_gradients(self._params, indices), active, known, group, states)
             self._key = key
             for table in self.tables:
                 table.look()
@@ -119,7 +119,7 @@ class FusedStep:
             if not supported(param):
                 self._eager[index] = param
                 continue
-            begin(states[param], param, active, group)
+            begin(states[param], param, index, active, group)
             tensors = (param, param.grad, *(states[param][name] for name in names))
             check_alike(param, dict(zip(("its gradient", *names), tensors[1:], strict=True)))
             kind = param.is_complex(), tuple(real(t).dtype for t in tensors)

@@ -87,8 +87,9 @@ class Step:
         self.rates = torch.optim.SGD([torch.zeros(1)], lr=float(group["lr"]))
         self.shown = float(group["lr"])
         self.rate = group["lr"] = torch.tensor(self.shown, dtype=torch.float32, device=self.device)
-        for parameter in group["params"]:  # what a graph writes to must be there before it
-            begin(optimizer.state[parameter], parameter, optimizer._active(group), group)
+        indices = optimizer._indices.of(0, group)
+        for index, parameter in zip(indices, group["params"], strict=True):  # what a graph writes to must be there
+            begin(optimizer.state[parameter], parameter, index, optimizer._active(group), group)
         self.replays: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
 
     def scheduler(self, make: Callable[[torch.optim.Optimizer], LRScheduler] | None) -> LRScheduler | None:

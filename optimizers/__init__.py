@@ -12,6 +12,7 @@ from .clipping import ClipNorm, ClipValue
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
+from .identity import new_run
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
@@ -54,6 +55,7 @@ __all__ = [
     "RMSprop",
     "Stage",
     "create",
+    "new_run",
     "recipes",
     "run_hogwild",
     "weight_decay_groups",

@@ -23,6 +23,7 @@ from .execution import Active, Hyper, Part, step_differentiably, step_in_place
 from .fused import FusedStep, worth_it
 from .fused.compiler import find
 from .hogwild import step_lock_free
+from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
@@ -88,6 +89,7 @@ class Chain(Optimizer):
         self._stages = in_order([*stages, *extensions])
         self._fused: dict[int, FusedStep] = {}
         self._plan = Plan()
+        self._indices = Indices(any("index" in stage.needs for stage in self._stages))
         defaults: Hyper = {
             "lr": lr,
             "maximize": maximize,
@@ -138,7 +140,11 @@ class Chain(Optimizer):
             if self._compiles(group)
         }
         # All that can be refused is refused before the first parameter moves.
-        eager, shared = self._plan.make(self.param_groups, actives, self.state, grads, compiled, self._lock_free)
+        indices = [self._indices.of(i, group) for i, group in enumerate(self.param_groups)]
+        eager, shared = self._plan.make(
+            self.param_groups, indices, actives, self.state, grads, compiled, self._lock_free
+        )
+        self._indices.begin()
         for step in compiled.values():
             step.run()
         for group, active, members in zip(self.param_groups, actives, eager, strict=True):
@@ -171,7 +177,7 @@ class Chain(Optimizer):
         self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
     ) -> None:
         state = self.state[param]
-        begin(state, param, active, group)
+        begin(state, param, index, active, group)
         state["step"] += 1
         step = number(state["step"], group)
         for stage, hyper, _ in active:
@@ -186,7 +192,7 @@ class Chain(Optimizer):
             "step": step,
             "lr": rate(group),
             "schedule": schedule(group),
-            "index": index,
+            "index": int(state["index"]) if "index" in state else None,
             "maximize": group["maximize"],
         }
         execute = step_differentiably if group["differentiable"] else step_in_place
@@ -212,13 +218,14 @@ class Chain(Optimizer):
                     "share_memory() needs all parameters on the CPU, dense and not conjugated lazily, and "
                     "differentiable=False"
                 )
-        for group in self.param_groups:
-            for param in group["params"]:
+        for i, group in enumerate(self.param_groups):
+            for index, param in zip(self._indices.of(i, group), group["params"], strict=True):
                 if param.requires_grad:
-                    begin(self.state[param], param, self._active(group), group)
+                    begin(self.state[param], param, index, self._active(group), group)
                     for tensor in (param, *self.state[param].values()):
                         tensor.share_memory_()
         self._lock_free = True
+        self._indices.begin()
         return self
 
     # ------------------------------------------------------------------ torch's books
@@ -237,6 +244,7 @@ class Chain(Optimizer):
                 # Kept here, not at the first step: by then a scheduler, or a checkpoint, may have changed lr.
                 param_group.setdefault("base_lr", apart(param_group.get("lr", self.defaults["lr"])))
         super().add_param_group(param_group)
+        self._indices.of(len(self.param_groups) - 1, self.param_groups[-1])
         self._worth_compiling = None
 
     @property
@@ -247,7 +255,7 @@ class Chain(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         # torch casts every tensor but `step` to the parameter's dtype: scalars travel as numbers.
-        scalars = {name for stage in self._stages for name in stage.scalars}
+        scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
         state = {
             key: {n: v.item() if n in scalars and isinstance(v, Tensor) else v for n, v in values.items()}
             if isinstance(values, dict)
@@ -257,7 +265,8 @@ class Chain(Optimizer):
         super().load_state_dict({**state_dict, "state": state})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_stages": self._stages, "_lock_free": self._lock_free}
+        own = ("_stages", "_indices", "_lock_free")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint, torch.optim's own checkpoints included."""

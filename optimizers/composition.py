@@ -29,7 +29,7 @@ def in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
 def refuse_clashes(stages: Iterable[Stage], taken: Iterable[str]) -> None:
     """Raise where two stages have a hyper-parameter or a state tensor of one name."""
     settings: dict[str, Stage | None] = dict.fromkeys(taken)
-    memory: dict[str, Stage | None] = {"step": None}
+    memory: dict[str, Stage | None] = {"step": None, "index": None}
     for stage in stages:
         for names, owners, shared in (
             ([stage.key(name) for name in stage.hyper], settings, stage.shared),

@@ -23,7 +23,9 @@ class GradientNoise(Stage):
         eta: η, the variance at the first step, in [0, ∞), in the unit of the gradient squared; 0 adds nothing.
             The paper chose among 0.01, 0.3 and 1.
         gamma: γ, how fast the variance falls, in [0, ∞); 0 for not at all.
-        seed: a whole number in [0, 2⁶³); noise is a function of it, the step, the parameter and the coordinate.
+        seed: a whole number in [0, 2⁶³); noise is a function of it, the step, the coordinate and the parameter: of
+            its name, or of its place among all that are trained together, by one optimizer or by several (see
+            `optimizers.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.

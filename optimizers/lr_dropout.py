@@ -23,7 +23,9 @@ class LearningRateDropout(Stage):
 
     Args:
         keep: p, the probability that a coordinate moves, in (0, 1]; 1 masks nothing.
-        seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the parameter and the coordinate.
+        seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the coordinate and the parameter:
+            of its name, or of its place among all that are trained together, by one optimizer or by several (see
+            `optimizers.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
@@ -59,7 +61,9 @@ class GradientDropout(Stage):
 
     Args:
         keep: p, the probability that a coordinate of the gradient counts, in (0, 1]; 1 masks nothing.
-        seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the parameter and the coordinate.
+        seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the coordinate and the parameter:
+            of its name, or of its place among all that are trained together, by one optimizer or by several (see
+            `optimizers.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.

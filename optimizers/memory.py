@@ -76,7 +76,7 @@ def overlap(*tensors: Tensor) -> bool:
 
 
 def tied(written: Mapping[int, Sequence[Tensor]], read: Mapping[int, Sequence[Tensor]]) -> frozenset[int]:
-    """The parameters, by index, whose step writes memory that another tensor of the step has, too.
+    """The parameters, by their keys, whose step writes memory that another tensor of the step has, too.
 
     Args:
         written, read: the tensors that are written and read (the gradients) in each parameter's step.

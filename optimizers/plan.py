@@ -1,7 +1,6 @@
 """Before a step: what it will do, parameter by parameter, and all that is refused, while nothing has moved yet."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 
 from torch import Tensor
 
@@ -29,6 +28,7 @@ class Plan:
     def make(
         self,
         groups: Groups,
+        indices: Sequence[Sequence[int]],
         actives: Sequence[Active],
         states: States,
         grads: Gradients,
@@ -39,6 +39,7 @@ class Plan:
 
         Args:
             groups, states: the optimizer's.
+            indices: of each group's parameters (see `identity`).
             actives: the stages that do something, by group.
             grads: the step's gradients.
             compiled: the steps of the groups that are compiled, which are made ready.
@@ -53,10 +54,9 @@ class Plan:
             ValueError: a stage is not elementwise.
         """
         held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
-        firsts = list(accumulate((len(group["params"]) for group in groups), initial=0))
         eager: list[Indexed] = [
-            compiled[i].eager if i in held else with_gradients(group["params"], first)
-            for i, (group, first) in enumerate(zip(groups, firsts, strict=False))
+            compiled[i].eager if i in held else with_gradients(group["params"], indices[i])
+            for i, group in enumerate(groups)
         ]
         for active, params in zip(actives, eager, strict=True):
             _check(params.values(), active, states, grads, lock_free)
@@ -72,7 +72,7 @@ class Plan:
             self._tied = _tied(groups, states, grads)
         self._places = places
         for i, step in compiled.items():
-            eager[i] = step.prepare(firsts[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
+            eager[i] = step.prepare(indices[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
         return eager, shared
 
 
@@ -123,7 +123,7 @@ def _written(param: Tensor, states: States) -> Iterator[Tensor]:
 
 
 def _tied(groups: Groups, states: States, grads: Gradients) -> frozenset[int]:
-    """The parameters, by index, that can only be stepped one after the other: their steps share memory."""
-    params = with_gradients((param for group in groups for param in group["params"]), 0)
-    written = {index: list(_written(param, states)) for index, param in params.items()}
-    return tied(written, {index: [local(grads[param])] for index, param in params.items()})
+    """The ids of the parameters that can only be stepped one after the other: their steps share memory."""
+    params = [param for group in groups for param in group["params"] if param.grad is not None]
+    written = {id(param): list(_written(param, states)) for param in params}
+    return tied(written, {id(param): [local(grads[param])] for param in params})

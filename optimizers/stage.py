@@ -37,7 +37,8 @@ class Stage:
     - ``memory``: all its tensors as a tuple, for a stage whose number of tensors is a hyper-parameter;
     - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
     - ``schedule``: the learning rate as a multiple of the one before any scheduler changed it;
-    - for noise: ``index`` (of the parameter among all) and ``coordinate`` (int64, the position of each element);
+    - for noise: ``index`` (which parameter it is, see `optimizers.identity`) and ``coordinate`` (int64, the
+      position of each element in it);
     - whatever `before` returned.
 
     It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the order

@@ -10,8 +10,10 @@ from .execution import Active, Hyper
 from .stage import select
 
 
-def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
+def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper) -> None:
     """Create what the state lacks: everything at the first step, an extension's part after a foreign checkpoint."""
+    if "index" not in state and any("index" in part.stage.needs for part in active):
+        state["index"] = torch.tensor(index, dtype=torch.int64, device="cpu")
     numbers = {"step": 0.0}
     for part in active:
         numbers |= part.stage.scalars
@@ -26,9 +28,9 @@ def begin(state: Hyper, param: Tensor, active: Active, group: Hyper) -> None:
                 state[name] = part.stage.initial(name, origin)
 
 
-def with_gradients(params: Iterable[Tensor], first: int) -> dict[int, Tensor]:
-    """Those of a group's parameters that have a gradient, by their indices, the first of which is `first`."""
-    return {index: param for index, param in enumerate(params, first) if param.grad is not None}
+def with_gradients(params: Iterable[Tensor], indices: Iterable[int]) -> dict[int, Tensor]:
+    """Those of a group's parameters that have a gradient, by their indices."""
+    return {index: param for index, param in zip(indices, params, strict=True) if param.grad is not None}
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:
@@ -76,6 +78,8 @@ def adopt(state: Hyper, device: torch.device) -> Hyper:
         for name, value in state.items()
         if value is not None
     }
+    if "index" in state:
+        state["index"] = torch.tensor(int(state["index"]), dtype=torch.int64, device="cpu")
     if state:
         # torch's SGD keeps no count: with a velocity, at least one step was made.
         step = state.get("step", 1.0)

@@ -62,7 +62,7 @@ class FusedStep:
 
     def prepare(
         self,
-        first: int,
+        indices: Sequence[int],
         active: Active,
         group: Hyper,
         shared: Hyper,
@@ -74,11 +74,11 @@ class FusedStep:
         """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
-            first: the index of the group's first parameter among all of the optimizer's.
+            indices: of the group's parameters, by which their draws differ.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
             grads: the step's gradients, all of which were checked.
-            tied: the parameters that can only be stepped one after the other, by index.
+            tied: the ids of the parameters that can only be stepped one after the other.
             held: what `holds` has said.
         """
         active = [
@@ -91,7 +91,7 @@ class FusedStep:
         if key != self._key or not held:
             self._key, self._params, self.tables, self.eager = None, list(group["params"]), [], {}
             self._without = [param for param in self._params if param.grad is None]
-            self._lay_out(with_gradients(self._params, first), active, known, group, states, grads, tied)
+            self._lay_out(with_gradients(self._params, indices), active, known, group, states, grads, tied)
             self._key = key
             for table in self.tables:
                 table.look(grads)
@@ -136,9 +136,9 @@ class FusedStep:
         names = [name for part in active for name in part.names]
         for index, param in params.items():
             tensors = [param, grads[param]]
-            compiles = index not in tied and supported(param) and not param.grad.is_sparse  # type: ignore[union-attr]
+            compiles = id(param) not in tied and supported(param) and not param.grad.is_sparse  # type: ignore[union-attr]
             if compiles:
-                begin(states[param], param, active, group)
+                begin(states[param], param, index, active, group)
                 tensors += [states[param][name] for name in names]
             if compiles and all(map(addressable, map(local, tensors))):
                 kind = param.is_complex(), tuple(real(tensor).dtype for tensor in tensors)

@@ -18,7 +18,7 @@ from .compiler import load
 from .layout import alike, layout
 from .tracing import Program
 
-Indexed = dict[int, Tensor]  # parameters by their indices among all of the optimizer's
+Indexed = dict[int, Tensor]  # parameters of a group by their indices
 
 # With fewer elements in all, a second thread is not worth waking up.
 _ALONE = 1 << 15
@@ -82,7 +82,7 @@ class Table:
         self._guard = self._guard_grads()
         views = [real(param) for param in self._locals]
         self._sizes = array("q", [view.numel() for view in views])
-        self._indices = array("q", members)
+        self._indices = array("q", [int(state.get("index", 0)) for state in self._states])
         self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
         self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE

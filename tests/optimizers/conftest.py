@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+import optimizers
+
 STEPS = 50
 TOLERANCE = 1e-12
 
@@ -71,6 +73,12 @@ def largest_difference(a: Trajectory, b: Trajectory) -> float:
     return max(
         (x - y).abs().max().item() for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)
     )
+
+
+@pytest.fixture(autouse=True)
+def a_run_of_its_own() -> None:
+    """What a test draws does not depend on optimizers that others made and never stepped."""
+    optimizers.new_run()
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ class Case:
         extensions = [EXTENSIONS[name][0]() for name in self.mix]
         fused = self.fused and not options.get("differentiable")
         given = {"extensions": extensions, "fused": fused, **self.options, **options}
+        optimizers.new_run()  # whatever it is compared with draws the same
         return optimizers.create(self.name, params, **given)
 
     def only(self, *mix: str) -> "Case":
@@ -320,7 +321,11 @@ def test_names_of_parameters_are_kept(case: Case) -> None:
     params = parameters()
     named = case.make([(f"p{i}", p) for i, p in enumerate(params)])
     assert named.state_dict()["param_groups"][0]["param_names"] == ["p0", "p1"]
-    assert same(run(named, params), case.end)
+    end, turned = run(named, params), parameters()
+    draws = any("index" in stage.needs for stage in named._stages)
+    assert same(end, case.end) is not draws
+    # What is drawn depends on the name alone, not on the place.
+    assert same(run(case.make([(f"p{i}", turned[i]) for i in (1, 0)]), turned), end)
 
 
 def test_tied_parameters_step_once(case: Case) -> None:

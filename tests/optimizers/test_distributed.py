@@ -1,4 +1,4 @@
-"""Two processes train to the weights of one: DDP and FSDP2 (`fully_shard`), noise and masks included."""
+"""Two processes train to the weights of one: DDP, FSDP2 (`fully_shard`) and ZeRO-1, noise and masks included."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,9 +29,12 @@ EXTENSIONS: dict[str, tuple[Any, ...]] = {
     "all": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(0.5)),
     # Noise only to the last place of float32: shards differ in what is left over when vectors are full.
     "compiled": (GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(0.5)),
+    # ZeRO's optimizers see their own gradients only, of which there is no global norm.
+    "unclipped": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2)),
 }
 CASES = [(name, mix) for name in optimizers.list() for mix in ("plain", "all")]
 CASES += [(name, "compiled") for name in ("adam", "nadam", "radamw", "sgdw")]
+OTHERS = [("adam", "unclipped"), ("sgd", "unclipped")]  # for other ways of making optimizers
 
 
 class Model(nn.Module):
@@ -48,15 +52,44 @@ class Model(nn.Module):
         return self.layers(x)
 
 
-def make(name: str, mix: str, model: nn.Module) -> Chain:
+def settings(name: str, mix: str, params: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     options = {"momentum": 0.9} if name in ("sgd", "sgdw", "rmsprop") else {}
-    params = list(model.parameters())
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
-    extensions, fused = EXTENSIONS[mix], mix == "compiled"
-    return optimizers.create(name, groups, lr=0.05, extensions=extensions, fused=fused, **options)
+    return groups, {"lr": 0.05, "extensions": EXTENSIONS[mix], "fused": mix == "compiled", **options}
 
 
-def train(model: nn.Module, optimizer: Chain, rank: int, processes: int, steps: range = range(STEPS)) -> None:
+def make(name: str, mix: str, model: nn.Module, named: bool = False) -> Chain:
+    groups, options = settings(name, mix, list(model.named_parameters() if named else model.parameters()))
+    return optimizers.create(name, groups, **options)
+
+
+def zero(name: str, mix: str, model: nn.Module) -> ZeroRedundancyOptimizer:
+    """The second group comes later."""
+    groups, options = settings(name, mix, list(model.parameters()))
+    rule = {"adam": optimizers.Adam, "sgd": optimizers.SGD}[name]
+    optimizer = ZeroRedundancyOptimizer(groups[:1], rule, **options)
+    optimizer.add_param_group(groups[1])
+    return optimizer
+
+
+class PerParameter:
+    """As optimizer-in-backward has it: one optimizer per parameter, with names or without."""
+
+    def __init__(self, name: str, mix: str, model: nn.Module, named: bool) -> None:
+        groups, options = settings(name, mix, list(model.named_parameters() if named else model.parameters()))
+        each = [{**group, "params": [param]} for group in groups for param in group["params"]]
+        self.optimizers = [optimizers.create(name, [group], **options) for group in each]
+
+    def zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def train(model: nn.Module, optimizer: Any, rank: int, processes: int, steps: range = range(STEPS)) -> None:
     """Every process has its share of each batch; the mean of their gradients is that of the whole batch."""
     for t in steps:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
@@ -144,6 +177,26 @@ def work(rank: int, folder: Path) -> None:
         )
     dcp.save(checkpoint, checkpoint_id=folder / "checkpoint")
     torch.save(placed(mesh), folder / f"{rank}-placed.pt")
+    for name, mix in OTHERS:
+        ends[name, mix] = {}
+        copies = DistributedDataParallel(Model())
+        optimizer = zero(name, mix, copies)
+        train(copies, optimizer, rank, 2)
+        ends[name, mix]["zero"] = [whole(p) for p in copies.parameters()]
+        optimizer.consolidate_state_dict()
+        if rank == 0:
+            state = optimizer.state_dict()
+            for group in state["param_groups"]:
+                del group["extensions"]  # ZeRO takes all arguments for hyper-parameters
+            ends[name, mix]["state"] = state
+        for named in (False, True):
+            shards = Model()
+            fully_shard(shards, mesh=mesh)
+            train(shards, PerParameter(name, mix, shards, named), rank, 2)
+            ends[name, mix]["each", named] = [whole(p) for p in shards.parameters()]
+            copies = DistributedDataParallel(Model())
+            train(copies, make(name, mix, copies, named), rank, 2)
+            ends[name, mix]["ddp", named] = [whole(p) for p in copies.parameters()]
     torch.save(ends, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -219,8 +272,9 @@ def test_two_processes_train_to_the_weights_of_one(ends: list[Any], case: tuple[
 def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, case: tuple[str, str]) -> None:
     """A sharded checkpoint is loaded whole, and training goes on as if one process had made all steps."""
     model, plain = Model(), Model()
-    optimizer, other = make(*case, model), make(*case, plain)
+    other = make(*case, plain)
     train(plain, other, 0, 1)
+    optimizer = make(*case, model)
     weights, state = get_state_dict(model, optimizer)
     loaded = {"-".join(case): {"model": weights, "optimizer": state}}
     dcp.load(loaded, checkpoint_id=folder / "checkpoint")
@@ -229,6 +283,39 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(folder: Path, case: tupl
     for ours, expected in zip(optimizer.state.values(), other.state.values(), strict=True):
         assert ours.keys() == expected.keys()
         assert all((ours[key] - expected[key]).abs().max() < 1e-12 for key in ours)
+    for both in ((model, optimizer), (plain, other)):
+        train(*both, 0, 1, range(STEPS, STEPS + 3))
+    for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (ours - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("case", OTHERS, ids="-".join)
+def test_other_ways_of_making_optimizers_train_to_the_same_weights(ends: list[Any], case: tuple[str, str]) -> None:
+    """ZeRO-1; and a sharded model with an optimizer per parameter, and a replicated one, with names and without."""
+    weights = {}
+    for named in (False, True):
+        model = Model()
+        train(model, make(*case, model, named), 0, 1)
+        weights[named] = values = list(model.parameters())
+        for rank in range(2):
+            for way in [("each", named), ("ddp", named), *([] if named else ["zero"])]:
+                for ours, expected in zip(ends[rank][case][way], values, strict=True):
+                    assert (ours - expected).abs().max() < 1e-12, way
+    assert all((a - b).abs().max() > 1e-3 for a, b in zip(weights[False], weights[True], strict=True))
+
+
+@pytest.mark.parametrize("case", OTHERS, ids="-".join)
+def test_one_process_goes_on_from_the_checkpoint_of_zero(ends: list[Any], case: tuple[str, str]) -> None:
+    model, plain = Model(), Model()
+    other = make(*case, plain)
+    train(plain, other, 0, 1)
+    optimizer = make(*case, model)
+    state = ends[0][case]["state"]
+    assert [state["state"][i]["index"] for i in range(4)] == [0, 1, 2, 3]
+    optimizer.load_state_dict(state)
+    with torch.no_grad():
+        for param, start in zip(model.parameters(), ends[0][case]["zero"], strict=True):
+            param.copy_(start)
     for both in ((model, optimizer), (plain, other)):
         train(*both, 0, 1, range(STEPS, STEPS + 3))
     for ours, expected in zip(model.parameters(), plain.parameters(), strict=True):

@@ -96,6 +96,7 @@ def test_defaults_of_torch_change_nothing(cls, options, execution, context):
 
     def make(start):
         param = start.clone().requires_grad_()
+        optimizers.new_run()
         optimizer = cls([param], extensions=mix, **options, **EXECUTIONS[execution])
         return param, optimizer
 

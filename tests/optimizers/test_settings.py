@@ -143,6 +143,7 @@ def make(fused: bool, /, **options: Any) -> tuple[Chain, nn.Parameter]:
     param = nn.Parameter(torch.ones(3))
     param.grad = torch.tensor([1.0, -2.0, 3.0])
     extensions = [Lookahead(2), GradientNoise(0.1), LearningRateDropout(0.5), ClipNorm(100.0)]
+    optimizers.new_run()
     return Adam([{"params": [param], **options}], fused=fused, extensions=extensions), param
 
 

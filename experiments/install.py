@@ -125,7 +125,7 @@ def install(folder: Path, extra: str) -> None:
 
 @contextlib.contextmanager
 def plain(folder: Path) -> "Iterator[Path]":
-    """The same folder under a path that setuptools does not take for a template, with `{x}` and `$x` for its fields."""
+    """The folder, under a path without what setuptools takes for the fields of a template: `{x}` and `$x`."""
     if not set("{}$") & set(str(folder)):
         yield folder
         return

@@ -107,9 +107,12 @@ def _folders() -> dict[str, str]:
         "DATA_DIR": home / ".cache" / "optimization-for-deep-learning",
         "OPTIMIZERS_CACHE": cache / "optimizers",
     }
+    found = {
+        name: path if home.is_dir() and _can_be(path) else HOME / ".cache" / path.name
+        for name, path in usual.items()
+    }
     named = {name: Path(os.environ[name]).expanduser() for name in usual if os.environ.get(name)}
-    found = {name: path for name, path in usual.items() if home.is_dir() and _can_be(path)} | named
-    return {name: os.path.abspath(path) for name, path in found.items()}
+    return {name: os.path.abspath(path) for name, path in (found | named).items()}
 
 
 def _can_be(folder: Path) -> bool:

@@ -195,6 +195,7 @@ def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "UV_DEFAULT_INDEX": "file:///a",
         "UV_EXTRA_INDEX_URL": "file:///b file:///c",
         "UV_FIND_LINKS": "/d,/e",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
     assert found() == kept | translated
     # uv's own come first.

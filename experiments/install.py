@@ -125,7 +125,7 @@ def install(folder: Path, extra: str) -> None:
 
 @contextlib.contextmanager
 def plain(folder: Path) -> "Iterator[Path]":
-    """The same folder under a path that setuptools does not take for a template with `{x}` and `$x` in it."""
+    """The folder, under a path without what setuptools takes for the fields of a template: `{x}` and `$x`."""
     if not set("{}$") & set(str(folder)):
         yield folder
         return
@@ -149,6 +149,10 @@ def settings() -> "dict[str, str]":
     for theirs, names, separator in OF_PIP:
         if found.get(theirs) and not any(found.get(name) for name in names):
             found[names[0]] = separator.join(found[theirs].split())
+            if (
+                theirs == "PIP_EXTRA_INDEX_URL"
+            ):  # among several indexes pip takes the best version, uv the first index
+                found.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     if not os.access(os.path.expanduser("~"), os.W_OK):  # pip does without by itself
         found.setdefault("UV_NO_CACHE", "1")
     found["PIP_USER"] = "0"  # a file of settings may say otherwise

@@ -99,6 +99,18 @@ def test_an_install_that_fails_leaves_what_worked(make: Make, project: Path, tmp
     assert kept.exists()
 
 
+def test_a_path_that_setuptools_would_fill_in(tmp_path: Path) -> None:
+    """Its own name is a template to it: pip works through a link to the folder."""
+    odd = tmp_path / "{x} $y"
+    odd.mkdir()
+    with install.plain(odd) as inside:
+        assert not set("{}$") & set(str(inside))
+        assert inside.samefile(odd)
+    assert not inside.exists()
+    with install.plain(tmp_path) as inside:
+        assert inside == tmp_path
+
+
 @pytest.mark.parametrize("how", ["no module", "interrupted", "no packages", "no Python"])
 def test_one_that_was_left_half_made_is_made_anew(make: Make, project: Path, tmp_path: Path, how: str) -> None:
     """A missing python3-venv, Ctrl-C, an install that failed, or a Python that is gone since."""
@@ -150,7 +162,8 @@ def test_one_that_is_not_ours_is_left_alone(make: Make, project: Path, tmp_path:
     assert (project / "an other/bin/python").exists()
 
 
-def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     for name in ("PIP_USER", "PIP_TARGET", "PIP_REQUIREMENT", "PIP_PYTHON", "UV_SYSTEM_PYTHON", "UV_RESOLUTION"):
@@ -182,6 +195,7 @@ def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
         "UV_DEFAULT_INDEX": "file:///a",
         "UV_EXTRA_INDEX_URL": "file:///b file:///c",
         "UV_FIND_LINKS": "/d,/e",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
     assert found() == kept | translated
     # uv's own come first.

@@ -34,9 +34,9 @@ rule experiment:
         # of the data sets, stand in that code.
         code=lambda wildcards: records.code_today(wildcards.slug, wildcards.scale),
     resources:
-        # What a cluster is asked for.
+        # On a cluster.
         gpu=int(str(config.get("device", "")).startswith("cuda")),
-        # A job of its own launcher, says this to the plugin for Slurm, which else starts an `srun` without SLURM_CONF.
+        # To the plugin for Slurm: start the job as it is. Its own way is an `srun` that does not hear of SLURM_CONF.
         mpi="",
     threads: lambda wildcards: run.defaults(wildcards.slug).get("threads", 1)
     shell:

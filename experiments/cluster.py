@@ -1,10 +1,10 @@
 """Slurm: what Snakemake must be told on this cluster, and why a job failed."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from experiments.errors import UserError
@@ -40,7 +40,7 @@ def options(snakemake: Sequence[str]) -> list[str]:
     needed = ["--latency-wait", "60"]
     if executor(snakemake) != "slurm":
         return needed
-    if importlib.util.find_spec(PLUGIN) is None:
+    if find_spec(PLUGIN) is None:
         raise UserError("Snakemake's plugin for Slurm is not installed: pip install -e '.[cluster]'")
     if not any(word.partition("=")[0] == "--slurm-status-command" for word in snakemake):
         needed += ["--slurm-status-command", status_command()]

@@ -65,7 +65,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
 
     def write(**lines: str) -> None:
         for name, line in {"sbatch": "true", **lines}.items():
@@ -107,13 +107,13 @@ def test_a_cluster_that_never_tells_is_refused(tools: Callable[..., None]) -> No
 
 
 def test_no_slurm_and_no_plugin_are_one_line(
-    notebook: Notebook, tools: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    notebook: Notebook, tmp_path: Path, tools: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notebook("tiny")
-    monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="there is no Slurm here"):
         reproduce.reproduce("quick", snakemake=["--executor", "slurm"])
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"plugin for Slurm is not installed: pip install -e '\.\[cluster\]'"):
         reproduce.reproduce("quick", snakemake=["--executor", "slurm"])
 
@@ -241,6 +241,27 @@ def controller(configuration: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     """A cluster, to which SLURM_CONF leads; the fixture asks it: `controller("squeue", …)`."""
     monkeypatch.setenv("SLURM_CONF", str(configuration))
     return lambda *words: subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@needs_slurm
+def test_a_job_that_ends_well_but_never_ran(
+    notebook: Notebook,
+    root: Path,
+    tools: Callable[..., None],
+    old: Callable[..., dict[str, bytes]],
+    command: Command,
+) -> None:
+    """As one that is requeued can: Slurm says COMPLETED, and the mark of an earlier run is still there."""
+    before = old("tiny")
+    notebook("tiny", NEW)
+    mark = root / "_build/work/done/quick/tiny"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    tools(sacct=OFF, scontrol="echo MinJobAge = 300", sbatch="echo 7", squeue="echo '7|COMPLETED'")
+    done = command("reproduce", *ON_SLURM, "--latency-wait", "1")
+    assert done.returncode == 2
+    assert "Missing" in done.stderr
+    assert there("tiny") == before
 
 
 @needs_slurm

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -125,8 +125,8 @@ def figure(nrows: int = 1, ncols: int = 1, *, height: float = 3.0, **options: An
     `options` go to `Figure.subplots` (sharex, sharey, width_ratios, …).
     """
     matplotlib.rcParams.update(RC)  # and it stays: titles and labels are written after this returns
-    fig = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(fig)
+    fig = Figure(figsize=(WIDTH, height), dpi=72, layout="constrained")  # 72: what SVG is written in
+    FigureCanvasSVG(fig)
     return fig, fig.subplots(nrows, ncols, **options)
 
 
@@ -184,12 +184,13 @@ def markup(fig: Figure, alt: str) -> str:
         raise ValueError("a figure needs an alt text: say in words what it shows")
     with matplotlib.rc_context(RC):
         labeled = [ax for ax in fig.axes if getattr(ax, "_direct_labels", False)]
-        if labeled:
-            fig.draw_without_rendering()  # the limits and scales are final only now
         for ax in labeled:
-            _place_labels(fig, ax)
+            _place_labels(fig, ax)  # for the layout to leave them room
+        _lay_out(fig)
+        for ax in labeled:
+            _place_labels(fig, ax)  # where the lines end now
         file = io.StringIO()
-        fig.savefig(file, format="svg", transparent=True)
+        FigureCanvasSVG(fig).print_svg(file)  # type: ignore[no-untyped-call]
     svg = _tidy(file.getvalue())
     tag = hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must differ between the figures of one page
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f{tag}-", svg)
@@ -198,6 +199,14 @@ def markup(fig: Figure, alt: str) -> str:
     opening = f'<svg role="img" aria-labelledby="f{tag}" style="min-width:{points:.0f}px" '
     svg = re.sub(r"<svg ([^>]*)>", lambda found: f"{opening}{found[1]}>{title}", svg, count=1)
     return f'<div class="book-figure" role="group" aria-label="Figure" tabindex="0">{svg}</div>'
+
+
+def _lay_out(fig: Figure) -> None:
+    """Let the layout find its places once and for all: `savefig` would look for them, and draw, again and again."""
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)
+        fig.set_layout_engine("none")
 
 
 def _tidy(svg: str) -> str:
@@ -223,6 +232,7 @@ def _place_labels(fig: Figure, ax: Axes) -> None:
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     if not lines:
         return
+    ax.get_xlim(), ax.get_ylim()  # only now are they computed from the data
     low, high = ax.get_window_extent().y0, ax.get_window_extent().y1
     ends = []
     for line in lines:

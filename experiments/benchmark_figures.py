@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.benchmark import FIGURES, LABELS
-from experiments.intervals import interval
+from experiments.intervals import in_percent, interval
 from experiments.records import Record
 
 # (hue, dashes): what overlaps in one of the seven figures is told apart by its dashes.
@@ -107,9 +107,7 @@ def grouped(record: Record, kind: str, xlabel: str, ylabel: str, **scales: Any) 
 def ranking(record: Record) -> Figure:
     """The ranks after tuning, with their bootstrap intervals, best first."""
     fig, ax = figures.figure(height=4.6)
-    order = sorted(
-        LABELS, key=lambda name: (record.get(f"tuned.{name}.rank"), record.get(f"tuned.{name}.rank_high"))
-    )
+    order = by_rank(record)
     for place, name in enumerate(reversed(order)):
         rank, low, high = (record.get(f"tuned.{name}.{key}") for key in ("rank", "rank_low", "rank_high"))
         color = figures.PALETTE[STYLES[name][0]][0]
@@ -157,12 +155,60 @@ CONTROLS = {
 
 
 def controls(record: Record) -> str:
-    """The controls as an HTML table: ln(method's final training loss ÷ control's) and half its 95 % interval."""
+    """The controls as an HTML table: how much the method's final training loss is, against the control's."""
     rows = []
     for name, (method, control) in CONTROLS.items():
         ratios = [record.get(f"controls.{dataset}.{name}.log_ratio") for dataset in datasets(record)]
-        rows.append((LABELS[method], control, *(_pm(values, "+z.2f") for values in ratios)))
+        rows.append((LABELS[method], control, *map(_percent, ratios)))
     return _html(("method", "control", *(DATASETS[dataset] for dataset in datasets(record))), rows)
+
+
+def found(record: Record) -> str:
+    """What the two comparisons that are fair come to: three sentences of Markdown."""
+    first, second, third = (LABELS[name] for name in by_rank(record)[:3])
+    rank, low, high = (round(record.get(f"tuned.adam.{key}")) for key in ("rank", "rank_low", "rank_high"))
+    alike = []
+    for dataset in datasets(record):
+        intervals = [interval(record.get(f"controls.{dataset}.{name}.log_ratio")) for name in CONTROLS]
+        count = sum(low is not None and high is not None and low <= 0 <= high for _, low, high in intervals)
+        alike.append(f"in {count} of {len(CONTROLS)} cases on {DATASETS[dataset]}")
+    return (
+        f"With a learning rate of its own for each, the lowest validation losses are those of {first}, {second} "
+        f"and {third}; Adam has rank {rank} of {len(LABELS)}, somewhere from {low} to {high}. Beside the plain rule "
+        "with the learning rate, or the schedule, that it may amount to, a method cannot be told from it "
+        f"{' and '.join(alike)}."
+    )
+
+
+def by_rank(record: Record) -> list[str]:
+    """The optimizers after tuning, best first."""
+    return sorted(
+        LABELS, key=lambda name: (record.get(f"tuned.{name}.rank"), record.get(f"tuned.{name}.rank_high"))
+    )
+
+
+def tuned(record: Record) -> str:
+    """The optimizers at their best learning rates as an HTML table, best first."""
+    rows = []
+    for name in by_rank(record):
+        rank, low, high = (round(record.get(f"tuned.{name}.{key}")) for key in ("rank", "rank_low", "rank_high"))
+        rate, loss = (record.get(f"tuned.{name}.{key}") for key in ("lr", "val_loss"))
+        rows.append((LABELS[name], f"{rank} ({low} to {high})", f"{rate:g}", _pm(loss, ".3f")))
+    return _html(("optimizer", "rank", "learning rate", "validation loss"), rows)
+
+
+WHEN = {"final": "at the end", "early": "first half"}
+
+
+def differences(record: Record) -> str:
+    """What the seven figures show in numbers, as an HTML table: one method's training loss against another's."""
+    rows = []
+    for key, ratios in record.metrics["claims"].items():
+        method, _, other = key.partition("_over_")
+        base, _, when = other.rpartition("_")
+        if method in LABELS and base in LABELS and when in WHEN:
+            rows.append((LABELS[method], LABELS[base], WHEN[when], _percent(ratios)))
+    return _html(("method", "against", "training loss", "is"), rows)
 
 
 def control_in_words(record: Record, name: str) -> str:
@@ -201,6 +247,10 @@ def _lines(record: Record, ax: Any, curves: Sequence[str], names: Sequence[str],
         if any(value is not None for line in points["seeds"] for value in line):  # not all diverged at once
             figures.band(ax, points["x"], points["seeds"], LABELS[name], color=color, linestyle=dashes)
     ax._direct_labels = labels
+
+
+def _percent(ratios: Sequence[float | None]) -> str:
+    return "diverged" if None in ratios else in_percent(list(ratios))
 
 
 def _pm(values: Sequence[float | None], form: str) -> str:

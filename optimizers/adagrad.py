@@ -37,13 +37,13 @@ class AdagradDirection(Stage):
 
 
 class Adagrad(Chain):
-    r"""Adagrad, a drop-in replacement for `torch.optim.Adagrad` with dense gradients.
+    r"""Adagrad, a drop-in replacement for `torch.optim.Adagrad`.
 
     .. math:: G_t = G_{t-1} + g_t^2, \qquad \theta_t = \theta_{t-1} - \frac{\alpha}{1 + (t-1)\eta}
         \frac{g_t}{\sqrt{G_t} + \varepsilon}
 
     Figure 1 of Duchi, Hazan and Singer (2011) with a diagonal matrix and no regularizer; η and a first sum other
-    than 0 are torch's additions.
+    than 0 are torch's additions. Of a sparse gradient, the entries are stepped that it has: the others stay.
 
     Args:
         params: parameters, named parameters or parameter groups.

@@ -5,13 +5,14 @@ loop. A stage that reduces over its tensor (a norm, a mean), or asks for its sha
 each. So every stage is tried before its first step: a part, given by itself, must come out as within the whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .execution import Active, Hyper, Part
+from .fused import plain
 from .fused.tracing import form
 
 # Whatever is done at every k-th step, for k up to 10 and many others, is done in the second of these.
@@ -32,14 +33,19 @@ def prove(active: Active, known: Hyper) -> None:
     Raises:
         ValueError: a stage is not elementwise.
     """
-    key = form(active, known)
+    active = [
+        Part(stage, {name: plain(stage, name, value) for name, value in hyper.items()}, names)
+        for stage, hyper, names in active
+    ]
+    known = {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in known.items()}
+    key = form(active, {name: 0.0 if isinstance(value, Tensor) else value for name, value in known.items()})
     if key in _proven:
         return
     with torch.no_grad():
         for part in active:
             for step in _STEPS:
                 for tensors in _trials([name for each in active for name in each.names]):
-                    if reason := _difference(part, tensors, {**_host(known), "step": step, "index": 0}):
+                    if reason := _difference(part, tensors, {**known, "step": step, "index": 0}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
                             "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape"
@@ -96,8 +102,7 @@ def _difference(part: Part, tensors: dict[str, Tensor], known: Hyper) -> str:
 
 def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
     """What a stage returns, by name."""
-    stage, names = part.stage, part.names
-    hyper = _host(part.hyper)
+    stage, hyper, names = part
     scalars: Hyper = dict(stage.scalars)
     scalars |= stage.count(scalars, known["step"], hyper)
     memory = {name: tensors[name] for name in names}
@@ -111,14 +116,3 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, 
         name: result if isinstance(result, Tensor) else torch.tensor(result, device="cpu")
         for name, result in results.items()
     }
-
-
-def _host(hyper: Hyper) -> Hyper:
-    """Hyper-parameters with all tensors on the CPU."""
-    return {name: _mapped(lambda tensor: tensor.detach().cpu(), value) for name, value in hyper.items()}
-
-
-def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_mapped(function, each) for each in value)
-    return function(value) if isinstance(value, Tensor) else value

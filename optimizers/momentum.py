@@ -56,7 +56,7 @@ class SGD(Chain):
 
     and with Nesterov's momentum :math:`\theta_t = \theta_{t-1} - \alpha (g_t + \mu b_t)`: equations (1)–(4) of
     Sutskever et al. (2013), with :math:`\alpha` outside the velocity and, for Nesterov, written at the
-    look-ahead point. At a constant learning rate both forms make the same steps.
+    look-ahead point. At a constant learning rate both forms make the same steps. Gradients may be sparse.
 
     Args:
         params: parameters, named parameters or parameter groups.

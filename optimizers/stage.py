@@ -42,8 +42,9 @@ class Stage:
     - whatever `before` returned.
 
     It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the order
-    of `state`, with None for one that is not in use. Only elementwise operations are allowed: long tensors are
-    handed over in slices.
+    of `state`, with None for one that is not in use. What it makes of a coordinate depends on that coordinate
+    alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
+    `optimizers.elementwise`.)
     """
 
     place: ClassVar[Place]

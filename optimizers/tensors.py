@@ -105,7 +105,8 @@ def check(
         raise RuntimeError(f"{_said(param)} has coordinates that share memory (expand?): clone it first")
     for name in numbers:
         number = state.get(name)
-        if name in state and not (isinstance(number, Tensor) and number.numel() == 1 and not number.is_meta):
+        readable = isinstance(number, Tensor) and number.numel() == 1 and (param.is_meta or not number.is_meta)
+        if name in state and not readable:
             raise RuntimeError(f"state[{name!r}] of {_said(param)} must be a tensor of one number, got {number!r}")
     written = [own]
     _check_alike("its gradient", grad, param, own)

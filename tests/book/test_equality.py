@@ -328,16 +328,92 @@ def late_momentum() -> None:
     assert moved(optimizers.SGD) == 0.25
 
 
-def dense_only() -> None:
-    def step(make: Any) -> None:
+def sparse_velocity() -> None:
+    def trained(make: Any, **options: Any) -> tuple[Tensor, Any]:
+        torch.manual_seed(0)
         table = torch.nn.Embedding(3, 2, sparse=True)
-        table(torch.tensor([1])).sum().backward()
-        make(table.parameters(), lr=0.1).step()
+        optimizer = make(table.parameters(), lr=0.1, **options)
+        for row in (1, 0, 1):
+            optimizer.zero_grad()
+            table(torch.tensor([row])).square().sum().backward()
+            optimizer.step()
+        return table.weight.detach(), optimizer.state[table.weight].get("momentum_buffer")
 
-    for name in ("SGD", "Adagrad"):
-        step(getattr(torch.optim, name))
+    for name, options in (("SGD", {}), ("SGD", {"momentum": 0.9}), ("Adagrad", {})):
+        (theirs, kept), (ours, own) = (
+            trained(getattr(library, name), **options) for library in (torch.optim, optimizers)
+        )
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+        if options:
+            assert kept.is_sparse
+            assert not own.is_sparse
+            assert torch.allclose(own, kept.to_dense(), rtol=1e-6)
+    for other in set(optimizers.list()) - {"sgd", "adagrad"}:
         with pytest.raises(RuntimeError, match="needs dense gradients"):
-            step(getattr(optimizers, name))
+            trained(partial(optimizers.create, other), **({"momentum": 0.9} if other == "sgdw" else {}))
+
+
+def differentiable_velocity() -> None:
+    def derivative(make: Any) -> Tensor | None:
+        gradient, theta = torch.ones(2, requires_grad=True), torch.zeros(2)
+        theta.grad = gradient
+        make([theta], lr=0.5, momentum=0.9, differentiable=True).step()
+        return torch.autograd.grad(theta.sum(), gradient)[0] if theta.requires_grad else None
+
+    assert derivative(torch.optim.SGD) is None
+    assert torch.equal(derivative(optimizers.SGD), torch.full((2,), -0.5))
+
+
+def error_texts() -> None:
+    for make, says in (
+        (torch.optim.Adam, "Invalid beta parameter at index 0: 1.0"),
+        (optimizers.Adam, r"betas\[0\] must lie in \[0, 1\), got 1.0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make([parameter(1.0)], betas=(1.0, 0.9))
+
+
+def more_is_taken() -> None:
+    for options in (
+        {"lr": torch.tensor(0.1), "foreach": True},
+        {"betas": (torch.tensor(0.9), 0.99)},
+        {"capturable": True},
+    ):
+        theta = parameter(1.0)
+        with pytest.raises((ValueError, AssertionError)):
+            steps(torch.optim.Adam([theta], **options), theta, [1.0])
+        steps(optimizers.Adam([theta], **options), theta, [1.0])
+        assert theta != 1.0
+
+
+def refused_before() -> None:
+    def moved(make: Any) -> bool:
+        first, second = parameter(1.0), parameter(1.0, 2.0)
+        optimizer = make([first, second], lr=0.1, foreach=False)
+        for theta in (first, second):
+            theta.grad = torch.ones_like(theta)
+        optimizer.step()
+        optimizer.state[second]["exp_avg"] = torch.ones(3)
+        before = float(first)
+        with pytest.raises(RuntimeError):
+            optimizer.step()
+        return float(first) != before
+
+    assert moved(torch.optim.Adam)
+    assert not moved(optimizers.Adam)
+
+
+def amp_scaling() -> None:
+    def supports(optimizer: Any) -> bool:
+        return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    for options, expected in (({}, False), ({"fused": True}, True), ({"fused": False}, False)):
+        assert supports(torch.optim.Adam([parameter(1.0)], **options)) is expected
+        assert supports(optimizers.Adam([parameter(1.0)], **options)) is expected
+    ours = optimizers.Adam([parameter(1.0)], fused=True)
+    ours.add_param_group({"params": [parameter(1.0)], "fused": False})
+    assert supports(ours) is False
+    assert supports(optimizers.Adam([parameter(1.0)], fused=True, capturable=True)) is False
 
 
 def keyword_only() -> None:

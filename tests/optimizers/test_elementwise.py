@@ -159,6 +159,25 @@ def test_a_stage_is_tried_once_and_again_in_another_form(monkeypatch: pytest.Mon
         optimizer.step()
 
 
+def test_a_schedule_of_hyper_parameters_tries_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Betas that change at every step, as OneCycleLR has them; in a list, as configurations do; a tensor for lr."""
+    tried: list[Any] = []
+    difference = elementwise._difference
+    monkeypatch.setattr(elementwise, "_difference", lambda *given: tried.append(given) or difference(*given))
+    elementwise._proven.clear()
+    param = nn.Parameter(torch.ones(3))
+    extensions = [optimizers.ClipNorm(1.0)]
+    optimizer = optimizers.Adam([param], torch.tensor(0.1), extensions=extensions)
+    numbers = []
+    for t in range(4):
+        optimizer.param_groups[0]["betas"] = [0.9 - 0.1 * t, 0.99]
+        param.grad = torch.ones(3)
+        optimizer.step()
+        numbers.append(len(tried))
+    assert numbers[0] > 0
+    assert numbers == numbers[:1] * 4
+
+
 def test_nothing_of_ours_is_refused_and_the_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     elementwise._proven.clear()

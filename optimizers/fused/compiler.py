@@ -1,5 +1,6 @@
 """From C text to a function, by the machine's own C compiler; kept on disk for the next process."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,8 +51,14 @@ def find() -> tuple[str, ...] | None:
 def folder() -> Path:
     """Where compiled functions are kept: OPTIMIZERS_CACHE, or a folder of the user's cache; OSError without one."""
     named = os.environ.get("OPTIMIZERS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return _absolute(named[0] or os.path.join(named[1] or "~/.cache", "optimizers"))
+
+
+@functools.cache
+def _absolute(path: str) -> Path:
+    """A path that stays the same wherever the process goes, and that the loader does not search for."""
     try:
-        return Path(named[0] or Path(named[1] or Path.home() / ".cache") / "optimizers")
+        return Path(path).expanduser().absolute()
     except RuntimeError as error:  # a user without a home
         raise OSError(error) from error
 
@@ -72,27 +80,41 @@ def _load(source: str) -> Callable[..., int]:
     command, identity = _toolchain()
     name = hashlib.sha256("\0".join((identity, *command, source)).encode()).hexdigest()[:32] + ".so"
     try:
-        place = folder()
-        place.mkdir(parents=True, exist_ok=True)
-        if not os.access(place, os.W_OK):
-            raise OSError
-    except OSError:
-        place = Path(tempfile.mkdtemp(prefix="optimizers-"))
-    library = place / name
-    for attempt in (1, 2):
-        if not library.exists():
-            _compile(command, source, library)
-        try:
-            step = ctypes.CDLL(str(library)).step
-            break
-        except OSError as error:  # damaged, for example by a full disk
-            library.unlink(missing_ok=True)
-            if attempt == 2:
-                raise NoCompiler(f"what {command[0]} made cannot be loaded: {error}") from None
+        step = _kept(command, source, folder() / name)
+    except (OSError, NoCompiler):  # it cannot be written to, is full, or nothing in it may be run
+        step = _made(command, source, None)
     step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 8
     step.restype = ctypes.c_int
     function: Callable[..., int] = step
     return function
+
+
+def _kept(command: tuple[str, ...], source: str, library: Path) -> Any:
+    """The function of a library that is there, or else is put there."""
+    if library.exists():
+        with contextlib.suppress(OSError):  # damaged, for example by a full disk
+            return ctypes.CDLL(str(library)).step
+    library.parent.mkdir(parents=True, exist_ok=True)
+    return _made(command, source, library)
+
+
+def _made(command: tuple[str, ...], source: str, library: Path | None) -> Any:
+    """The function of a new library, which is kept under this name, or else not kept.
+
+    Once it is loaded, a library's file is not needed: without a place for it nothing is left behind, not even by a
+    process that is killed later.
+    """
+    with tempfile.TemporaryDirectory(prefix="optimizers-", dir=library and library.parent) as temporary:
+        made = Path(temporary) / "step.so"
+        failure = _build(command, source, made)
+        if failure:
+            raise NoCompiler(f"{command[0]} does not compile a step: {failure}")
+        step = ctypes.CDLL(str(made)).step
+        if library:
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # or a power cut may leave it cut off, which kills whoever runs it
+            os.replace(made, library)
+    return step
 
 
 @functools.cache
@@ -119,17 +141,6 @@ def _links(command: tuple[str, ...]) -> list[str]:
     """With torch's own OpenMP library, so that one pool of threads does the work of both, and with libm."""
     own = (Path(torch.__file__).parent / "lib").glob("libgomp*.so*") if "-fopenmp" in command else ()
     return [*map(str, own), "-lm"]
-
-
-def _compile(command: tuple[str, ...], source: str, library: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
-        made = Path(temporary) / library.name
-        failure = _build(command, source, made)
-        if failure:
-            raise NoCompiler(f"{command[0]} does not compile a step: {failure}")
-        with made.open("rb") as file:
-            os.fsync(file.fileno())  # or after a power cut it may stand there cut off, which kills whoever runs it
-        os.replace(made, library)
 
 
 def _build(command: tuple[str, ...], source: str, library: Path) -> str:

@@ -1,5 +1,6 @@
 """The compiled step: the eager one's numbers, torch's books, no copies, no recompilation; no compiler."""
 
+import concurrent.futures
 import os
 import re
 import subprocess
@@ -610,14 +611,19 @@ print(len(caught), bool(optimizer.source()), *(w.message for w in caught))
 """
 
 
-def in_a_process(**environment: str) -> str:
+def in_a_process(program: str = PROGRAM, cwd: Path | None = None, **environment: str) -> str:
     root = str(Path(optimizers.__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**os.environ, "PYTHONPATH": root, **environment},
-        capture_output=True, text=True,
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": root, **environment},
+        cwd=cwd, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def left_in(folder: Path) -> list[str]:
+    """What is left there but torch's own folder, which is made when its compiler is imported."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith("torchinductor")]
 
 
 def test_without_a_compiler_there_is_one_warning(tmp_path: Path) -> None:
@@ -655,8 +661,83 @@ def test_a_compiler_may_be_named_with_options(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
+    """As of a container whose home is read-only; and nothing is left in the folder for temporary files."""
     (tmp_path / "file").touch()
-    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path / "file" / "cache")).startswith("0 True")
+    (temporary := tmp_path / "temporary").mkdir()
+    cache = str(tmp_path / "file" / "cache")
+    assert in_a_process(OPTIMIZERS_CACHE=cache, TMPDIR=str(temporary)).startswith("0 True")
+    assert left_in(temporary) == []
+
+
+def test_a_forked_child_and_its_parent_need_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (temporary := tmp_path / "temporary").mkdir()
+    program = """
+import os, sys, torch
+from optimizers import SGD, Adam
+def works(rule):
+    param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)
+    optimizer = rule([param], fused=True); optimizer.step()
+    return bool(optimizer.source())
+assert works(Adam)
+child = os.fork()
+if child == 0:
+    sys.exit(not (works(Adam) and works(SGD)))
+assert os.waitpid(child, 0)[1] == 0
+assert works(Adam) and works(SGD)
+"""
+    cache = str(tmp_path / "file" / "cache")
+    assert in_a_process(program, OPTIMIZERS_CACHE=cache, TMPDIR=str(temporary)) == ""
+    assert left_in(temporary) == []
+
+
+@pytest.mark.parametrize("name", [".", "cache", "~", "~/ä {b} c/$d", "../other", "{}"])
+def test_a_cache_may_be_anywhere_and_stays_there(name: str, tmp_path: Path) -> None:
+    """Also when the process goes to another folder between two steps, of two kernels."""
+    (start := tmp_path / "a start").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    program = """
+import os, warnings, torch
+from optimizers import SGD, Adam
+warnings.simplefilter("error")
+os.chdir("a start")
+for rule in (Adam, SGD):
+    param = torch.nn.Parameter(torch.ones(3)); param.grad = torch.ones(3)
+    optimizer = rule([param], fused=True); optimizer.step(); optimizer.step()
+    assert optimizer.source()
+    os.chdir("../elsewhere")
+"""
+    in_a_process(program, cwd=tmp_path, OPTIMIZERS_CACHE=name, HOME=str(tmp_path / "home"))
+    expected = Path(name.replace("~", str(tmp_path / "home"))) if "~" in name else start / name
+    assert len(list(expected.glob("*.so"))) == 2
+    assert len(list(tmp_path.rglob("*.so"))) == 2
+
+
+def test_a_cache_from_which_nothing_may_be_run_is_not_needed(tmp_path: Path) -> None:
+    """A file system mounted noexec: a library can be written, but not loaded; it is left as it was."""
+    assert in_a_process(OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
+    (library,) = tmp_path.iterdir()
+    made = library.stat().st_mtime_ns
+    program = f"""
+import ctypes
+real = ctypes.CDLL
+class CDLL(real):
+    def __init__(self, name, *args, **options):
+        if name and name.startswith({str(tmp_path)!r}):
+            raise OSError(name + ": failed to map segment from shared object")
+        super().__init__(name, *args, **options)
+ctypes.CDLL = CDLL
+{PROGRAM}"""
+    assert in_a_process(program, OPTIMIZERS_CACHE=str(tmp_path)).startswith("0 True")
+    assert list(tmp_path.iterdir()) == [library]
+    assert library.stat().st_mtime_ns == made
+
+
+def test_two_processes_at_once_share_a_cache(tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        said = list(pool.map(lambda _: in_a_process(OPTIMIZERS_CACHE=str(tmp_path)), range(2)))
+    assert all(each.startswith("0 True") for each in said)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_without_any_folder_it_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,14 +746,12 @@ def test_without_any_folder_it_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> 
     def nowhere(*args: Any, **options: Any) -> Any:
         raise FileNotFoundError("no usable temporary directory")
 
-    def homeless() -> Path:
-        raise RuntimeError("could not determine the home directory")
-
     for name in ("OPTIMIZERS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(compiler.Path, "home", homeless)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(compiler.tempfile, "mkdtemp", nowhere)
     compiler.load.cache_clear()
+    compiler._absolute.cache_clear()
     optimizer = Adam([nn.Parameter(torch.ones(3))], fused=True)
     with pytest.warns(UserWarning, match="there is no place for compiled steps .*OPTIMIZERS_CACHE"):
         run(optimizer, 1)

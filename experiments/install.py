@@ -100,25 +100,20 @@ def create(folder: Path, name: str) -> None:
         elif path != ours:
             path.unlink()
     print(f"creating {name}", flush=True)
-    base = getattr(
-        sys, "_base_executable", sys.executable
-    )  # this one may be of the environment that was just deleted
-    options = ["--without-pip"] if shutil.which("uv") else []
-    if subprocess.run([base, "-m", "venv", *options, str(folder)], env=settings()).returncode:
+    # This Python itself may be of the environment that was just deleted.
+    base = getattr(sys, "_base_executable", sys.executable)
+    if subprocess.run([base, "-m", "venv", str(folder)], env=settings()).returncode:
         raise Failure(f"{base} could not make {name} (on Debian and Ubuntu it needs: apt install python3-venv)")
 
 
 def install(folder: Path, extra: str) -> None:
-    what = ["-c", "constraints.txt", "-e", f".[{extra}]"]
     uv = shutil.which("uv")
     with plain(folder) as inside:
         if uv:
-            command = [uv, "pip", "install", "--quiet", "--python", python(inside), *what]
+            command = [uv, "pip", "install", "--quiet", "--python", python(folder)]
         else:
-            without = [python(inside), "-c", "import pip"]
-            if subprocess.run(without, env=settings(), stderr=subprocess.DEVNULL).returncode:
-                subprocess.run([python(inside), "-m", "ensurepip"], env=settings(), stdout=subprocess.DEVNULL)
-            command = [python(inside), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
+            command = [python(inside), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        command += ["-c", "constraints.txt", "-e", f".[{extra}]"]
         if subprocess.run(command, env=settings(), cwd=ROOT).returncode:
             raise Failure(f"the extra '{extra}' could not be installed (the reason stands above)")
 
@@ -149,9 +144,8 @@ def settings() -> "dict[str, str]":
     for theirs, names, separator in OF_PIP:
         if found.get(theirs) and not any(found.get(name) for name in names):
             found[names[0]] = separator.join(found[theirs].split())
-            if (
-                theirs == "PIP_EXTRA_INDEX_URL"
-            ):  # among several indexes pip takes the best version, uv the first index
+            # Among several indexes pip takes the best version, uv the first index.
+            if theirs == "PIP_EXTRA_INDEX_URL":
                 found.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     if not os.access(os.path.expanduser("~"), os.W_OK):  # pip does without by itself
         found.setdefault("UV_NO_CACHE", "1")

@@ -36,7 +36,7 @@ rule experiment:
             records.ROOT / "notebooks" / f"{wildcards.slug}.py", records.ROOT
         ),
     resources:
-        # On a cluster.
+        # On a cluster: a GPU where the device is one.
         gpu=int(str(config.get("device", "")).startswith("cuda")),
         # To the plugin for Slurm: start the job as it is. Its own way is an `srun` that does not hear of SLURM_CONF.
         mpi="",

@@ -60,16 +60,17 @@ def child(**given: str) -> dict[str, str]:
     """The environment of a child process, with `given` on top. Its home is made."""
     with contextlib.suppress(OSError):  # a checkout that may only be read: who has to write will say so
         HOME.mkdir(parents=True, exist_ok=True)
+    folders = _folders()
     own = {
         "HOME": str(HOME),
         "TMPDIR": temporary(),
         "LANG": "C.UTF-8",
         "PYTHONUTF8": "1",
         "PYTHONNOUSERSITE": "1",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(CODE), *filter(None, [os.environ.get("BOOK_ROOT")])])),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(CODE), folders.get("BOOK_ROOT", str(CODE))])),
     }
     kept = {name: value for name, value in os.environ.items() if name in KEPT or not _DROPPED.fullmatch(name)}
-    return kept | _user() | _folders() | own | given
+    return kept | _user() | folders | own | given
 
 
 def adopt() -> None:
@@ -77,6 +78,7 @@ def adopt() -> None:
     clean = child()
     os.environ.clear()
     os.environ.update(clean)
+    tempfile.tempdir = clean["TMPDIR"]
 
 
 @functools.cache
@@ -85,7 +87,10 @@ def temporary() -> str:
 
     Kernels and torch's workers talk through sockets. Drives that Windows or Docker Desktop share have none.
     """
-    usual = tempfile.gettempdir()
+    try:
+        usual = tempfile.gettempdir()
+    except FileNotFoundError:  # there is none; who has to write will say so
+        return "/tmp"
     return next(filter(sockets_in, (usual, "/tmp", "/var/tmp", "/dev/shm")), usual)
 
 
@@ -107,9 +112,12 @@ def _folders() -> dict[str, str]:
         "DATA_DIR": home / ".cache" / "optimization-for-deep-learning",
         "OPTIMIZERS_CACHE": cache / "optimizers",
     }
-    named = {name: Path(os.environ[name]).expanduser() for name in usual if os.environ.get(name)}
-    found = {name: path for name, path in usual.items() if home.is_dir() and _can_be(path)} | named
-    return {name: os.path.abspath(path) for name, path in found.items()}
+    found = {
+        name: str(path if home.is_dir() and _can_be(path) else HOME / ".cache" / path.name)
+        for name, path in usual.items()
+    }
+    named = {name: os.path.expanduser(os.environ[name]) for name in (*usual, "BOOK_ROOT") if os.environ.get(name)}
+    return {name: os.path.abspath(path) for name, path in (found | named).items()}
 
 
 def _can_be(folder: Path) -> bool:

@@ -5,12 +5,15 @@ does, not when a clone gives them another date. An environment of ours that neve
 that was is only installed into, and works as before where that fails. One that is not ours is left alone.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,27 +100,34 @@ def create(folder: Path, name: str) -> None:
         elif path != ours:
             path.unlink()
     print(f"creating {name}", flush=True)
-    base = getattr(
-        sys, "_base_executable", sys.executable
-    )  # this one may be of the environment that was just deleted
-    options = ["--without-pip"] if shutil.which("uv") else []
-    if subprocess.run([base, "-m", "venv", *options, str(folder)], env=settings()).returncode:
+    # This Python itself may be of the environment that was just deleted.
+    base = getattr(sys, "_base_executable", sys.executable)
+    if subprocess.run([base, "-m", "venv", str(folder)], env=settings()).returncode:
         raise Failure(f"{base} could not make {name} (on Debian and Ubuntu it needs: apt install python3-venv)")
 
 
 def install(folder: Path, extra: str) -> None:
-    what = ["-c", "constraints.txt", "-e", f".[{extra}]"]
     uv = shutil.which("uv")
-    if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", python(folder), *what]
-    else:
-        if subprocess.run(
-            [python(folder), "-c", "import pip"], env=settings(), stderr=subprocess.DEVNULL
-        ).returncode:
-            subprocess.run([python(folder), "-m", "ensurepip"], env=settings(), stdout=subprocess.DEVNULL)
-        command = [python(folder), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *what]
-    if subprocess.run(command, env=settings(), cwd=ROOT).returncode:
-        raise Failure(f"the extra '{extra}' could not be installed (the reason stands above)")
+    with plain(folder) as inside:
+        if uv:
+            command = [uv, "pip", "install", "--quiet", "--python", python(folder)]
+        else:
+            command = [python(inside), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        command += ["-c", "constraints.txt", "-e", f".[{extra}]"]
+        if subprocess.run(command, env=settings(), cwd=ROOT).returncode:
+            raise Failure(f"the extra '{extra}' could not be installed (the reason stands above)")
+
+
+@contextlib.contextmanager
+def plain(folder: Path) -> "Iterator[Path]":
+    """The folder, under a path without what setuptools takes for the fields of a template: `{x}` and `$x`."""
+    if not set("{}$") & set(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place, "venv")
+        link.symlink_to(folder)
+        yield link
 
 
 def python(folder: Path) -> str:
@@ -134,6 +144,9 @@ def settings() -> "dict[str, str]":
     for theirs, names, separator in OF_PIP:
         if found.get(theirs) and not any(found.get(name) for name in names):
             found[names[0]] = separator.join(found[theirs].split())
+            # Among several indexes pip takes the best version, uv the first index.
+            if theirs == "PIP_EXTRA_INDEX_URL":
+                found.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     if not os.access(os.path.expanduser("~"), os.W_OK):  # pip does without by itself
         found.setdefault("UV_NO_CACHE", "1")
     found["PIP_USER"] = "0"  # a file of settings may say otherwise

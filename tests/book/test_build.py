@@ -202,7 +202,7 @@ def test_a_chapter_sees_none_of_its_readers_settings(
     assert "answer 42" in text
     # What was kept under other settings, when they still reached a chapter, is not used again.
     module = project / "experiments/environment.py"
-    module.write_text(module.read_text(encoding="utf-8") + "\n# another\n", encoding="utf-8")
+    module.write_text(module.read_text(encoding="utf-8") + "\nOTHER = 1\n", encoding="utf-8")
     assert "executing book/part/chapter.md" in build(project).stdout
 
 

@@ -85,7 +85,9 @@ def test_data_and_compiled_code_stay_where_the_user_has_them(
     for name in ("DATA_DIR", "OPTIMIZERS_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    assert not {"DATA_DIR", "OPTIMIZERS_CACHE"} & environment.child().keys()
+    found = environment.child()
+    assert found["DATA_DIR"] == f"{environment.HOME}/.cache/optimization-for-deep-learning"
+    assert found["OPTIMIZERS_CACHE"] == f"{environment.HOME}/.cache/optimizers"
 
 
 def test_a_user_whom_the_system_does_not_know_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

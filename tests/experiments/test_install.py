@@ -20,6 +20,14 @@ env > "{folder}/env"
 exit "$(cat "{folder}/status" 2>/dev/null || echo 0)"
 """
 
+# Runs a script as if the Python below its own environment were another one.
+STARTS = """\
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys._base_executable, *sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -36,15 +44,22 @@ def make(project: Path, tmp_path: Path) -> Make:
     """`make` in it, with a uv that installs nothing and keeps a list of how it was called."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "uv").write_text(UV.format(folder=tools))
-    (tools / "uv").chmod(0o755)
+    scripts = {
+        "uv": UV.format(folder=tools),
+        # pip is what takes the time, and uv does without.
+        "base": f'#!/bin/sh\nexec "{sys.executable}" -m venv --without-pip "$3"\n',
+        "python": f'#!/bin/sh\nexec "{sys.executable}" -c \'{STARTS}\' {tools}/base "$@"\n',
+    }
+    for name, text in scripts.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
 
     def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         path = f"{tools}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             ["make", *arguments],
             cwd=project,
-            env={**os.environ, "PATH": path, "PYTHON": sys.executable, **environment},
+            env={**os.environ, "PATH": path, "PYTHON": str(tools / "python"), **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -99,14 +114,24 @@ def test_an_install_that_fails_leaves_what_worked(make: Make, project: Path, tmp
     assert kept.exists()
 
 
+def test_a_path_that_setuptools_would_fill_in(tmp_path: Path) -> None:
+    """Its own name is a template to it: pip works through a link to the folder."""
+    odd = tmp_path / "{x} $y"
+    odd.mkdir()
+    with install.plain(odd) as inside:
+        assert not set("{}$") & set(str(inside))
+        assert inside.samefile(odd)
+    assert not inside.exists()
+    with install.plain(tmp_path) as inside:
+        assert inside == tmp_path
+
+
 @pytest.mark.parametrize("how", ["no module", "interrupted", "no packages", "no Python"])
 def test_one_that_was_left_half_made_is_made_anew(make: Make, project: Path, tmp_path: Path, how: str) -> None:
     """A missing python3-venv, Ctrl-C, an install that failed, or a Python that is gone since."""
     fake = tmp_path / "python"
-    last = {"no module": "exit 1", "interrupted": "kill -INT $PPID; sleep 5"}.get(
-        how, f'exec "{sys.executable}" "$@"'
-    )
-    fake.write_text(f'#!/bin/sh\nmkdir -p "$3/lib"\n{last}\n')
+    last = {"no module": "false", "interrupted": "kill -INT $PPID; sleep 5 #"}
+    fake.write_text(f'#!/bin/sh\nmkdir -p "$3/lib"\n{last.get(how, tmp_path / "tools/base")} "$@"\n')
     fake.chmod(0o755)
     run = [sys.executable, "-c", STARTS, str(fake), str(project / "experiments/install.py"), ".venv", "book"]
     (tmp_path / "tools/status").write_text("1" if how == "no packages" else "0")
@@ -127,15 +152,6 @@ def test_one_that_was_left_half_made_is_made_anew(make: Make, project: Path, tmp
     assert not (project / ".venv/rubbish").exists()
 
 
-# Runs a script as if the Python below its own environment were another one.
-STARTS = """
-import runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys._base_executable, *sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 def test_one_that_is_not_ours_is_left_alone(make: Make, project: Path, tmp_path: Path) -> None:
     (project / ".venv").mkdir()
     (project / ".venv/mine").touch()
@@ -150,7 +166,8 @@ def test_one_that_is_not_ours_is_left_alone(make: Make, project: Path, tmp_path:
     assert (project / "an other/bin/python").exists()
 
 
-def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     for name in ("PIP_USER", "PIP_TARGET", "PIP_REQUIREMENT", "PIP_PYTHON", "UV_SYSTEM_PYTHON", "UV_RESOLUTION"):
@@ -182,6 +199,7 @@ def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch) -> None:
         "UV_DEFAULT_INDEX": "file:///a",
         "UV_EXTRA_INDEX_URL": "file:///b file:///c",
         "UV_FIND_LINKS": "/d,/e",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
     assert found() == kept | translated
     # uv's own come first.

@@ -34,7 +34,7 @@ rule experiment:
         # of the data sets, stand in that code.
         code=lambda wildcards: records.code_today(wildcards.slug, wildcards.scale),
     resources:
-        # On a cluster.
+        # On a cluster: a GPU where the device is one.
         gpu=int(str(config.get("device", "")).startswith("cuda")),
         # To the plugin for Slurm: start the job as it is. Its own way is an `srun` that does not hear of SLURM_CONF.
         mpi="",

@@ -205,12 +205,13 @@ def test_a_dead_main_and_its_jobs_that_live_on(
 ) -> None:
     before = old("tiny")
     notebook("tiny", blocking(root))
-    first = started(root)
+    alone = ("--", "--executor", "local", "--cores", "1")  # each job a process of its own, as on other machines
+    first = started(root, *alone)
     assert (root / "here").read_text() == "here"
     jobs = [job for job in psutil.Process(first.pid).children(recursive=True) if "run" in job.cmdline()]
     kill_main(first)
     assert there("tiny") == before
-    second = command("reproduce")
+    second = command("reproduce", *alone)
     assert second.returncode == 2
     assert "results-quick-tiny is already running" in second.stderr
     assert there("tiny") == before
@@ -303,7 +304,6 @@ def test_whatever_becomes_of_a_job(
             controller("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
             slurm.wait_until(lambda: "moved PENDING" in controller("squeue", "-h", "-o", "%k %T"))
             controller("scontrol", "update", f"JobId={number}", "StartTime=now")
-            controller("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert main.wait() == 2
     assert "asking squeue what becomes of the jobs" in (root / "out").read_text()
     lines = (root / "err").read_text().splitlines()

@@ -33,7 +33,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
 CODE = ("benchmarks", "experiments", "notebooks", "optimizers")  # what the numbers come from
 # Records that a command writes, and no notebook: what is measured there needs the machine for itself.
-COMMANDS = {"speed": "benchmarks/step_time.py", "speed_cuda": "benchmarks/step_time.py"}
+COMMANDS = dict.fromkeys(("speed", "speed_cuda", "speed_compile", "speed_cuda_compile"), "benchmarks/step_time.py")
 
 
 @dataclass

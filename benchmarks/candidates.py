@@ -27,7 +27,7 @@ def of(rule: Rule, libraries: Collection[str] | None = None, compiled: bool = Fa
 
     Args:
         libraries: only these, out of ours, torch and the keys of `LIBRARIES`; None for all.
-        compiled: also torch's step under `torch.compile`, which takes a minute to compile for a large model.
+        compiled: also torch's step under `torch.compile`, which takes minutes to compile for a large model.
     """
     found: dict[str, Build] = {
         "ours_eager": partial(_step, partial(rule.ours, foreach=False, fused=False)),
@@ -57,8 +57,14 @@ def _step(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step:
 
 
 def _compiled(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step:
+    """Its first step is taken here: not every rule can be compiled, nor on every machine."""
     torch.compiler.reset()
     step: Step = torch.compile(build(list(params)).step)
+    try:
+        step()
+    except Exception as error:  # whatever a compiler raises is a reason to leave the rule out, not to stop
+        message = " ".join(str(error).split())
+        raise Skip(f"torch.compile raised {type(error).__name__}: {message[:200]}") from error
     return step
 
 

@@ -29,8 +29,10 @@ RETURNED = {MEMORY: "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHO
 STEPS = 10
 
 
-def measure(rule: str, shapes: str, candidate: str, threads: int, device: str, quick: bool) -> dict[str, float]:
-    """First step with nothing compiled yet, again in a second process, and the memory of a step in a third.
+def measure(
+    rule: str, shapes: str, candidate: str, threads: int, device: str, quick: bool, memory: bool = True
+) -> dict[str, float]:
+    """First step with nothing compiled yet, again in a second process, and where `memory` a step's in a third.
 
     Returns:
         ``cold`` and ``warm`` in seconds, construction and first step together; ``temporary`` and ``lasting``, as
@@ -45,10 +47,10 @@ def measure(rule: str, shapes: str, candidate: str, threads: int, device: str, q
         given = [rule, shapes, candidate, str(threads), device, str(int(quick))]
         environment = dict.fromkeys(CACHES, cache)
         cold, warm = _run(given, environment), _run(given, environment)
-        memory = _run(given, environment | RETURNED)
+        held = _run(given, environment | RETURNED) if memory else {}
     result = {"cold": cold["first"], "warm": warm["first"]}
-    if memory:
-        result |= memory | {"extra": memory["temporary"] + memory["lasting"]}
+    if held:
+        result |= held | {"extra": held["temporary"] + held["lasting"]}
     return result
 
 

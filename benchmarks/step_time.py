@@ -26,10 +26,12 @@ from .measure import Setting, peak_flops, session
 from .rules import LIBRARIES, RULES
 from .shapes import SHAPES, Shape, shrunk
 
-CPU, CUDA = "speed", "speed_cuda"  # one record per kind of device
+CPU, CUDA, COMPILE = "speed", "speed_cuda", "_compile"  # one record per kind of device, and for torch.compile apart
 # Whose first step, and whose memory, a process of its own measures.
 PROCESSES = {"adamw": ("ours_eager", "ours_fused", "torch_foreach", "torch_fused"), "mix_noise": ("ours_fused",)}
 PROCESS_SHAPES = "resnet50"
+# To compile takes minutes for each rule, so with --compile this is all that is measured, on one model.
+COMPILING: tuple[str, ...] = (summary.COMPILED, "ours_fused")
 # A rule that memory limits on ResNet-50 is limited by it on any larger model: on a CPU, where some steps take
 # seconds there, a few rules stand for all.
 FEW = {"gpt2": ("adamw", "nadam")}
@@ -37,7 +39,11 @@ FEW = {"gpt2": ("adamw", "nadam")}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is measured. One that leaves something out, or is quick, is a trial: the book does not print it."""
+    """What is measured. One that leaves something out, or is quick, is a trial: the book does not print it.
+
+    With `compiled` torch.compile of torch's rules stands beside torch and this package, in a record of its own that
+    may hold a few rules alone.
+    """
 
     shapes: tuple[str, ...] = tuple(SHAPES)
     rules: tuple[str, ...] = tuple(RULES)
@@ -52,11 +58,20 @@ class Plan:
 
     @property
     def whole(self) -> bool:
+        if self.compiled:
+            return PROCESS_SHAPES in self.shapes and self.processes and set(candidates.OWN) <= set(self.libraries)
         full = Plan()
         return all(
             getattr(self, name) == getattr(full, name)
             for name in ("shapes", "rules", "threads", "libraries", "processes")
         )
+
+    @property
+    def own_processes(self) -> dict[str, tuple[str, ...]]:
+        """Rule -> the candidates that processes of their own measure."""
+        if self.compiled:
+            return {name: COMPILING for name in self.rules if RULES[name].torch is not None}
+        return {name: names for name, names in PROCESSES.items() if name in self.rules}
 
     @property
     def settings(self) -> list[Setting]:
@@ -79,7 +94,7 @@ class Plan:
 
     @property
     def slug(self) -> str:
-        return CPU if self.device == "cpu" else CUDA
+        return (CPU if self.device == "cpu" else CUDA) + COMPILE * self.compiled
 
     @property
     def scale(self) -> str:
@@ -115,8 +130,8 @@ def run(plan: Plan, out: Path | None = None) -> Path:
                 seconds = _once(kept / f"{place}.json", measure)
                 summary.add(record, place, seconds, sum(map(math.prod, sizes)), RULES[name].streams)
     if plan.processes and PROCESS_SHAPES in plan.shapes:
-        for rule in [name for name in PROCESSES if name in plan.rules]:
-            for candidate in _chosen(PROCESSES[rule], ("ours",) if plan.quick else plan.libraries):
+        for rule, names in plan.own_processes.items():
+            for candidate in _chosen(names, ("ours",) if plan.quick and not plan.compiled else plan.libraries):
                 place = f"process.{PROCESS_SHAPES}.{rule}.{candidate}"
                 for key, value in _once(kept / f"{place}.json", partial(_process, plan, rule, candidate)).items():
                     record.metric(f"{place}.{key}", float(f"{value:.4g}"))
@@ -162,7 +177,8 @@ def _process(plan: Plan, rule: str, candidate: str) -> dict[str, float]:
     print(f"first step: {rule} {candidate}", file=sys.stderr, flush=True)
     setting = plan.settings[0]
     try:
-        return process.measure(rule, PROCESS_SHAPES, candidate, setting.threads, setting.device, plan.quick)
+        where = (setting.threads, setting.device, plan.quick)
+        return process.measure(rule, PROCESS_SHAPES, candidate, *where, memory=not plan.compiled)
     except candidates.Skip as reason:
         print(f"  without {candidate}: {reason}", file=sys.stderr)
         return {}
@@ -189,13 +205,15 @@ def _once(path: Path, measure: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; mistakes are one line on stderr and exit status 2."""
     options = _parser().parse_args(arguments)
+    rules = [name for name, rule in RULES.items() if rule.torch is not None or not options.compile]
+    libraries = candidates.OWN if options.compile else Plan.libraries
     try:
         plan = Plan(
-            shapes=_words("--shapes", options.shapes, SHAPES),
-            rules=_words("--rules", options.rules, RULES),
+            shapes=_words("--shapes", options.shapes, SHAPES, (PROCESS_SHAPES,) if options.compile else SHAPES),
+            rules=_words("--rules", options.rules, rules, rules),
             threads=_numbers("--threads", options.threads),
             device=options.device,
-            libraries=_words("--libraries", options.libraries, Plan.libraries),
+            libraries=_words("--libraries", options.libraries, libraries, libraries),
             rounds=_numbers("--rounds", options.rounds or ("3" if options.quick else str(Plan.rounds)))[0],
             seed=options.seed,
             compiled=options.compile,
@@ -222,16 +240,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--rounds", help=f"measurements per candidate (default: {Plan.rounds}; quick: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the values and the order (default: 0)")
-    parser.add_argument("--compile", action="store_true", help="also torch.compile of torch's step; takes minutes")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile of torch's rules, in a record apart; minutes for each"
+    )
     parser.add_argument("--no-processes", action="store_true", help="leave out the first step and the memory")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, in seconds")
     parser.add_argument("--out", type=Path, help="the record's file (default: below _build/)")
     return parser
 
 
-def _words(option: str, text: str | None, known: Collection[str]) -> tuple[str, ...]:
+def _words(option: str, text: str | None, known: Collection[str], default: Collection[str]) -> tuple[str, ...]:
     if text is None:
-        return tuple(known)
+        return tuple(default)
     words = tuple(text.split(","))
     wrong = [word for word in words if word not in known]
     if wrong:

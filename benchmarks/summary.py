@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from experiments.errors import RecordError
 from experiments.records import Record
 
 from .candidates import OWN, library_of
 from .measure import IN_PLACE, ITEM
 
 Seconds = Mapping[str, Sequence[float]]
+COMPILED = "torch_compiled"
 ANCHOR = "torch_adamw"  # torch's fused AdamW, measured beside every rule: what all rules can be held against
 
 
@@ -50,14 +52,39 @@ def limit_of(seconds: Seconds) -> str:
 def reference(seconds: Seconds) -> str:
     """What a rule is held against: torch's fused step of it, else torch's fastest, else the fastest of the others.
 
-    Where nobody but this package was measured, torch's fused AdamW, and failing that the machine.
+    Not what torch.compile makes of it: that takes minutes to be there. Where nobody but this package was measured,
+    torch's fused AdamW, and failing that the machine.
     """
     if "torch_fused" in seconds:
         return "torch_fused"
-    own = [name for name in seconds if library_of(name) == "torch" and name != ANCHOR]
+    own = [name for name in seconds if library_of(name) == "torch" and name not in (ANCHOR, COMPILED)]
     peers = [name for name in seconds if library_of(name) not in (*OWN, "machine")]
     last = [ANCHOR] if ANCHOR in seconds else [limit_of(seconds)]
     return min(own or peers or last, key=lambda name: statistics.median(seconds[name]))
+
+
+def compiled_table(record: Record, shapes: str, setting: str, titles: Mapping[str, str]) -> str:
+    """Step and first step of the rules that torch.compile was tried on, as a table in Markdown; "" without any."""
+    rows = []
+    for rule in record.metrics.get(shapes, {}).get(setting, {}):
+        place, first = f"{shapes}.{setting}.{rule}", f"process.{shapes}.{rule}"
+        names = (str(record.get(f"{place}.reference")), COMPILED, "ours_fused")
+        steps = [value_of(record, f"{place}.{name}.ms") for name in names]
+        waits = [value_of(record, f"{first}.{name}.cold") for name in names[1:]]
+        if steps[1] is not None:
+            cells = ["—" if value is None else f"{float(f'{value:.3g}'):,g}" for value in (*steps, *waits)]
+            rows.append(f"| {titles.get(rule, rule)} | {' | '.join(cells)} |")
+    head = "| Rule | torch as it comes, ms | compiled, ms | ours, ms | first step compiled, s | ours, s |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows]) if rows else ""
+
+
+def value_of(record: Record, key: str) -> float | None:
+    """A metric, or None where it was not measured."""
+    try:
+        value: float | None = record.get(key)
+    except RecordError:
+        return None
+    return value
 
 
 def quartiles(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from experiments.errors import RecordError
 from experiments.records import Record
+
+from .summary import value_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def count(record: Record, settings: dict[str, str]) -> tuple[int, int]:
         target.met(value)
         for target in TARGETS
         for setting in (settings if "{}" in target.key else list(settings)[:1])
-        if (value := _value(record, target.key.format(setting))) is not None
+        if (value := value_of(record, target.key.format(setting))) is not None
     ]
     return sum(found), len(found)
 
@@ -100,17 +101,17 @@ def _cell(record: Record, target: Target, setting: str) -> str:
     if "{}" not in target.key and setting != _first(record):
         return ""
     key = target.key.format(setting)
-    value = _value(record, key)
+    value = value_of(record, key)
     if value is None:
         return "not measured"
-    ends = [_value(record, key.replace(".speedup", ".ratio") + end) for end in ("_low", "_high")]
+    ends = [value_of(record, key.replace(".speedup", ".ratio") + end) for end in ("_low", "_high")]
     spread = ""
     if ends[0] is not None and ends[1] is not None:
         low, high = (1 / ends[1], 1 / ends[0]) if key.endswith(".speedup") else (ends[0], ends[1])
         spread = f" ({low:.2f} to {high:.2f})"
     if target.met(value):
         return f"{value:.2f}{target.unit} ✓\u00a0met{spread}"
-    fraction = _value(record, key.replace(".speedup", ".fraction")) if key.endswith(".speedup") else None
+    fraction = value_of(record, key.replace(".speedup", ".fraction")) if key.endswith(".speedup") else None
     best = f"; {value / fraction:.2f} at the limit itself" if fraction else ""
     return f"{value:.2f}{target.unit} ✗\u00a0missed{spread}{best}"
 
@@ -118,11 +119,3 @@ def _cell(record: Record, target: Target, setting: str) -> str:
 def _first(record: Record) -> str:
     """The setting in which a process of its own was measured."""
     return str(next(iter(record.metrics["machine"])))
-
-
-def _value(record: Record, key: str) -> float | None:
-    try:
-        value: float | None = record.get(key)
-    except RecordError:
-        return None
-    return value

@@ -174,8 +174,8 @@ def found(record: Record) -> str:
         alike.append(f"in {count} of {len(CONTROLS)} cases on {DATASETS[dataset]}")
     return (
         f"With a learning rate of its own for each, the lowest validation losses are those of {first}, {second} "
-        f"and {third}; Adam has rank {rank} of {len(LABELS)}, somewhere from {low} to {high}. Beside the plain rule "
-        "with the learning rate, or the schedule, that it may amount to, a method cannot be told from it "
+        f"and {third}; Adam has rank {rank} of {len(LABELS)}, somewhere from {low} to {high}. Beside the plain "
+        "rule with the learning rate, or the schedule, that it may amount to, a method cannot be told from it "
         f"{' and '.join(alike)}."
     )
 

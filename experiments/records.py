@@ -43,8 +43,10 @@ class Command(NamedTuple):
 
 # It needs the machine for itself, or other libraries.
 COMMANDS = {
-    "speed": Command("benchmarks/step_time.py", "benchmark"),
-    "speed_cuda": Command("benchmarks/step_time.py", "benchmark"),
+    **dict.fromkeys(
+        ("speed", "speed_cuda", "speed_compile", "speed_cuda_compile"),
+        Command("benchmarks/step_time.py", "benchmark"),
+    ),
     "equality": Command("benchmarks/equality.py", "equality"),
 }
 

@@ -72,6 +72,18 @@ def test_every_candidate_is_of_a_known_library() -> None:
     assert set(candidates.of(RULES["adam"], ["torch"])) == {"torch_loop", "torch_foreach", "torch_fused"}
 
 
+def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(step: Any) -> Any:
+        def raises() -> None:
+            raise RuntimeError("no\ncompiler")
+
+        return raises
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(candidates.Skip, match=r"torch.compile raised RuntimeError: no compiler"):
+        candidates.of(RULES["adam"], compiled=True)["torch_compiled"]([torch.zeros(3)])
+
+
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LIBRARIES, "nobody", ("no_such_module", "no-such-package"))
     with pytest.raises(candidates.Skip, match=r"no_such_module.*pip install no-such-package"):

@@ -73,6 +73,53 @@ def test_only_a_whole_plan_lands_among_the_records(root: Path) -> None:
         assert part.out().parent.parent == root / "_build" / "trials"
 
 
+def test_what_is_compiled_has_a_record_of_its_own_even_of_one_rule(root: Path) -> None:
+    few = {"shapes": ("resnet50",), "rules": ("nadam", "aggmo"), "threads": (1,), "libraries": candidates.OWN}
+    plan = Plan(**few, compiled=True)
+    assert plan.out() == root / "_build" / "results" / "standard" / "speed_compile.json"
+    assert Plan(**few, compiled=True, device="cuda").out().name == "speed_cuda_compile.json"
+    assert plan.own_processes == {"nadam": ("torch_compiled", "ours_fused")}  # torch has no AggMo
+    assert set(Plan().own_processes) == {"adamw", "mix_noise"}
+    for part in ({"libraries": ("torch",)}, {"processes": False}, {"shapes": ("cnn",)}, {"quick": True}):
+        assert Plan(**{**few, **part}, compiled=True).out().parent.parent == root / "_build" / "trials"
+
+
+def test_the_command_compiles_what_torch_has_on_one_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(step_time, "run", lambda plan, out: plans.append(plan))
+    assert (
+        step_time.main(["--compile"])
+        == step_time.main(["--compile", "--rules", "nadam"])
+        == step_time.main([])
+        == 0
+    )
+    assert (plans[0].shapes, plans[0].libraries) == (("resnet50",), ("ours", "torch"))
+    assert {"sgd", "nadam"} < set(plans[0].rules)
+    assert "mix" not in plans[0].rules
+    assert plans[1].rules == ("nadam",)
+    assert plans[2] == Plan()
+
+
+def test_first_steps_of_compiled_rules_are_measured_without_their_memory(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def measure(*arguments: Any, memory: bool) -> dict[str, float]:
+        asked.append((*arguments[:3], memory))
+        return {"cold": 358.0, "warm": 20.0}
+
+    monkeypatch.setattr(process, "measure", measure)
+    monkeypatch.setattr(
+        step_time, "session", lambda builds, *_, **__: {name: [1.0] for name in [*builds, "machine_scale"]}
+    )
+    plan = Plan(("resnet50",), ("nadam",), (1,), libraries=candidates.OWN, compiled=True, rounds=1, quick=True)
+    record = records.read(step_time.run(plan))
+    assert asked == [("nadam", "resnet50", name, False) for name in ("torch_compiled", "ours_fused")]
+    assert record.get("process.resnet50.nadam.torch_compiled.cold") == 358
+    assert record.get("resnet50.t1.nadam.torch_compiled.ms") == 1000
+
+
 def test_settings_of_a_cpu_are_thread_counts_and_a_gpu_has_one() -> None:
     assert [setting.name for setting in Plan().settings] == ["t1", "t2"]
     assert [setting.name for setting in Plan(device="cuda").settings] == ["cuda"]

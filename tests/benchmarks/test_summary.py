@@ -34,9 +34,32 @@ def record_of(seconds: dict[str, list[float]]) -> Record:
 def test_the_reference_is_torchs_fused_then_torchs_best_then_the_best_of_the_others() -> None:
     assert summary.reference({**SECONDS, "torch_fused": [9.0] * 5}) == "torch_fused"
     assert summary.reference(SECONDS) == "torch_foreach"
+    assert (
+        summary.reference({**SECONDS, summary.COMPILED: [0.1] * 5}) == "torch_foreach"
+    )  # not what has to be waited for
     assert summary.reference(without("torch_foreach", "torch_loop")) == "kozistr"
     assert summary.reference(without("torch_foreach", "torch_loop", "kozistr")) == summary.ANCHOR
     assert summary.reference({"ours_fused": [1.0], "machine_axpy": [1.0]}) == "machine_axpy"
+
+
+def test_a_compiled_step_stands_beside_the_time_that_it_takes_to_compile() -> None:
+    record = Record("speed_compile", "standard", {})
+    for rule in ("radam", "nadam"):
+        seconds = SECONDS | ({summary.COMPILED: [0.5] * 5} if rule == "nadam" else {})
+        summary.add(record, f"resnet50.t1.{rule}", seconds, values=1000, streams=7)
+    record.metric(f"process.resnet50.nadam.{summary.COMPILED}.cold", 358.4)
+    head, _, *rows = summary.compiled_table(record, "resnet50", "t1", {"nadam": "NAdam"}).splitlines()
+    assert len(rows) == 1  # RAdam was not compiled
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *rows)]
+    assert dict(zip(*cells, strict=True)) == {
+        "Rule": "NAdam",
+        "torch as it comes, ms": "2,000",
+        "compiled, ms": "500",
+        "ours, ms": "3,000",
+        "first step compiled, s": "358",
+        "ours, s": "—",
+    }
+    assert summary.compiled_table(record, "cnn", "t1", {}) == ""
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -6,6 +6,7 @@ and a translation that does not agree with `optimizers.Adam` fails. Everything i
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -91,12 +92,24 @@ def test_step() -> None:
         close(h[t]["theta"], h[t - 1]["theta"] - ALPHA * m_hat / (v_hat.sqrt() + EPS))
 
 
-@equation("eq-adam-startup", r"\frac{|\Delta_t|}{\alpha} = \frac{1-\beta_1^{\,t}}{\sqrt{1-\beta_2^{\,t}}} ,")
+@equation("eq-adam-startup", r"\frac{|\Delta_t|}{\alpha} = \frac{1-\beta_1^{\,t}}{\sqrt{1-\beta_2^{\,t}}} .")
 def test_startup_without_correction() -> None:
     h = run(torch.full((40, 1), -3.0, dtype=torch.float64))
     for t in range(1, len(h)):
         uncorrected = h[t]["m"].abs() / h[t]["v"].sqrt()  # the package's own m and v, not divided
         close(uncorrected, torch.tensor([(1 - BETA1**t) / math.sqrt(1 - BETA2**t)], dtype=torch.float64))
+    # One or more at every step, up to a height that grows with β₂, and back to one.
+    t = torch.arange(1, 200_001, dtype=torch.float64)
+    heights = []
+    for beta2 in (0.99, 0.999, 0.9999):
+        length = (1 - 0.9**t) / (1 - beta2**t).sqrt()
+        assert length.min() >= 1 - 1e-12
+        top = int(length.argmax())
+        assert (length[: top + 1].diff() > 0).all()
+        assert (length[top:].diff() <= 1e-15).all()
+        assert length[-1] == pytest.approx(1, abs=1e-8)
+        heights.append(float(length.max()))
+    assert heights == sorted(heights)
 
 
 @equation(

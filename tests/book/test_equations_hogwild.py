@@ -201,6 +201,7 @@ def test_expected_square_is_that_of_all_runs() -> None:
     "eq-hogwild-condition",
     r"\alpha^2 \Bigl(\frac1n - \frac1{n^2}\Bigr) \sum_{t=0}^{\infty} u_t^2 < 1 .",
 )
+@equation("eq-hogwild-one-limit", r"\tau < 0.6435\, n")
 @equation(
     "eq-hogwild-delay-limit",
     r"\frac\alpha2 \cdot \frac{1 + \sin x}{\cos x} < 1, \qquad\text{that is}\qquad"
@@ -298,10 +299,10 @@ def test_the_proposition() -> None:
             assert big_l * path[-1] < eps < big_l * path[len(path) // 10]
 
 
-@equation("eq-hogwild-recursion", r"a_k = (1 - c\alpha)\,(a_{k-1} - \alpha B) + \alpha B .")
+@equation("eq-hogwild-recursion", r"a_k = (1 - c_r\alpha)\,(a_{k-1} - \alpha B) + \alpha B ,")
 @equation(
     "eq-hogwild-tuned",
-    r"a_k = a_{k-1} - \frac{c}{4B}\, a_{k-1}^2 \;\approx\; \frac{4B}{c\,k} ,",
+    r"a_k = a_{k-1} - \frac{c_r}{4B}\, a_{k-1}^2 \;\approx\; \frac{4B}{c_r\,k} ,",
 )
 def test_the_tuned_step() -> None:
     c, b, a = 0.3, 2.0, 5.0
@@ -328,11 +329,11 @@ def test_the_tuned_step() -> None:
     assert square == pytest.approx((1 - 2 * lr) * (start - lr / 2) + lr / 2, abs=lr**2)
 
 
-@equation("eq-hogwild-epoch", r"m = \frac{\log(2/\beta)}{c\,\alpha}")
+@equation("eq-hogwild-epoch", r"m = \frac{\log(2/\beta)}{c_r\,\alpha}")
 @equation(
     "eq-hogwild-total",
-    r"k = \frac{2B}{c\,\epsilon} \cdot \frac{\log(2/\beta)}{1-\beta}"
-    r" = \frac{4B}{c\,\epsilon} \cdot \frac{\log(2/\beta)}{2(1-\beta)} .",
+    r"k = \frac{2B}{c_r\,\epsilon} \cdot \frac{\log(2/\beta)}{1-\beta}"
+    r" = \frac{4B}{c_r\,\epsilon} \cdot \frac{\log(2/\beta)}{2(1-\beta)} .",
 )
 @equation("eq-hogwild-real", r"\frac{2-\beta}{2} \cdot \frac{\log(2/\beta)}{2(1-\beta)} ,")
 def test_backoff() -> None:

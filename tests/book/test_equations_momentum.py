@@ -174,6 +174,18 @@ def test_best_pair() -> None:
         assert worst(alpha * other_alpha, mu * other_mu) > best + 1e-3
 
 
+@equation(
+    "eq-momentum-double",
+    r"\theta_t = \bigl(1 + (1 - z)\, t\bigr)\, z^t\, \theta_0 , \qquad z = \pm\sqrt\mu .",
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_double_root_at_the_best_pair(sign: int) -> None:
+    z = sign * math.sqrt(MU)
+    x, _ = along((1 - z) ** 2, alpha=1.0)  # αh at one end of the range, the other with the minus
+    t = torch.arange(len(x), dtype=torch.float64)
+    close(x, (1 + (1 - z) * t) * z**t)
+
+
 def nesterov(curvature: float, steps: int = 40) -> tuple[list[float], list[float]]:
     """The paper's θ_t and v_t by its equations (3) and (4), on ½ h θ² from θ = 1."""
     theta, v = [1.0], [0.0]
@@ -219,6 +231,12 @@ def test_nesterov_radius() -> None:
         own = MU * (1 - h)
         assert (1 - math.sqrt(own)) ** 2 < h  # complex
         assert radius(h, MU, nesterov=True) == pytest.approx(math.sqrt(own), rel=1e-9)
+    # What the paper gives as the coefficient is Nesterov's at α = 1/L; again the root is a double one.
+    for root in (3.0, 10.0):
+        mu = (root - 1) / (root + 1)
+        for h in np.geomspace(1 / root**2, 0.9, 7):
+            assert radius(h, mu, nesterov=True) <= 1 - 1 / root + 1e-6
+        assert radius(1 / root**2, mu, nesterov=True) == pytest.approx(1 - 1 / root, abs=1e-6)
 
 
 @equation("eq-momentum-limit", r"\alpha h < \frac{2\,(1+\mu)}{1+2\mu} ,")
@@ -258,6 +276,18 @@ def test_schedule_of_the_notebook() -> None:
         assert momentum(Run, t) == pytest.approx(stated, rel=1e-12)
     assert momentum(Run, 748_999) == 0.999
     assert momentum(Run, 749_000) == 0.9
+
+
+def test_the_order_of_the_momenta_turns_after_a_thousand_steps() -> None:
+    curvatures = torch.logspace(-4, 0, 30, dtype=torch.float64)
+    losses = []
+    for mu in (0.9, 0.99, 0.999):
+        x, _ = run(lambda theta, t: curvatures * theta, torch.ones_like(curvatures), 1500, alpha=1.0, mu=mu)
+        losses.append(0.5 * (curvatures * x.square()).sum(1))
+    classical, longer, longest = losses
+    for t in (200, 500, 800, 1000):
+        assert classical[t] < longer[t] < longest[t]
+    assert longer[1500] < classical[1500] < longest[1500]
 
 
 def test_the_page_says_what_is_tested() -> None:

@@ -1,6 +1,7 @@
 """The role {value}: how a number of a record is printed, and which pages a changed record concerns."""
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,3 +132,10 @@ def test_a_changed_record_makes_its_pages_outdated(tmp_path: Path, monkeypatch: 
     assert outdated() == ["all", "one"]
     book_values.forget(None, env, "one")
     assert outdated() == ["all"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").rglob("*.md")), ids=lambda path: path.stem)
+def test_a_bar_in_a_table_is_escaped(path: Path) -> None:
+    # A bare one ends the cell, and the page shows half of the role, without a warning.
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert [row for row in rows if re.search(r"\{value\}`[^`|]*(?<!\\)\|", row)] == []

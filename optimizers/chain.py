@@ -28,7 +28,7 @@ from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, number, rate, schedule
+from .state import adopt, apart, begin, home, number, rate, schedule, with_numbers
 from .tensors import Gradients
 
 
@@ -152,6 +152,14 @@ class Chain(Optimizer):
                 self._step_parameter(param, grads[param], index, group, active, shared)
         return loss
 
+    def _patch_step_function(self) -> None:
+        """Call hooks at each step, as torch does, and have torch.compile leave a step, hooks and all, as it is."""
+        rule, hooked = type(self), getattr(self.step, "hooked", False)
+        super()._patch_step_function()
+        if not hooked:
+            rule.step = torch.compiler.disable(rule.step)  # type: ignore[method-assign, no-untyped-call]
+            rule.step.hooked = True  # type: ignore[attr-defined]
+
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves scaled gradients to `step`, as to torch's fused optimizers."""
@@ -254,15 +262,8 @@ class Chain(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
-        # torch casts every tensor but `step` to the parameter's dtype: scalars travel as numbers.
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
-        state = {
-            key: {n: v.item() if n in scalars and isinstance(v, Tensor) else v for n, v in values.items()}
-            if isinstance(values, dict)
-            else values
-            for key, values in state_dict["state"].items()
-        }
-        super().load_state_dict({**state_dict, "state": state})
+        super().load_state_dict({**state_dict, "state": with_numbers(state_dict["state"], scalars)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_stages", "_indices", "_lock_free")

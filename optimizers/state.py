@@ -1,6 +1,6 @@
 """What an optimizer remembers per parameter: how it begins, where it lives, what a checkpoint makes of it."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +69,16 @@ def schedule(group: Hyper) -> Any:
 
 def _scalar(value: Any) -> Any:
     return value.reshape(()) if isinstance(value, Tensor) else value
+
+
+def with_numbers(states: Mapping[Any, Any], scalars: Container[str]) -> dict[Any, Any]:
+    """A checkpoint's state with numbers for `scalars`: tensors but `step` are cast to their parameter's dtype."""
+    return {
+        key: {n: v.item() if n in scalars and isinstance(v, Tensor) else v for n, v in values.items()}
+        if isinstance(values, dict)
+        else values
+        for key, values in states.items()
+    }
 
 
 def adopt(state: Hyper, device: torch.device) -> Hyper:

@@ -4,6 +4,7 @@ Nothing here knows an optimizer: a claim is a list of criteria on metrics, writt
 follows from the intervals that the seeds give.
 """
 
+import functools
 import math
 import statistics
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def load(slug: str) -> list[Claim]:
     """The claims of one paper, in the file's order. ClaimError naming the file and the claim for any mistake."""
     path = records.ROOT / "book" / "claims" / f"{slug}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _content(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ClaimError(
             f"{path} does not exist; there are claims for {', '.join(slugs()) or 'no paper'}"
@@ -157,6 +158,12 @@ def load(slug: str) -> list[Claim]:
     if len({claim.id for claim in claims}) < len(claims):
         raise ClaimError(f"{path}: two claims have the same id")
     return claims
+
+
+@functools.lru_cache(maxsize=64)
+def _content(text: str) -> Any:
+    """What a claims file holds; a page reads it once for each of its cards."""
+    return yaml.safe_load(text)
 
 
 def _claim(item: Any, number: int, paper: str, path: Path) -> Claim:

@@ -4,6 +4,7 @@ Nothing here knows an optimizer: a claim is a list of criteria on metrics, writt
 follows from the intervals that the seeds give.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,10 +121,16 @@ def _path(slug: str) -> Path:
     return records.ROOT / "book" / "claims" / f"{slug}.yaml"
 
 
+@functools.lru_cache(maxsize=64)
+def _content(text: str) -> Any:
+    """What a claims file holds; a page reads it once for each of its cards."""
+    return yaml.safe_load(text)
+
+
 def _file(slug: str) -> dict[str, Any]:
     path = _path(slug)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _content(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ClaimError(
             f"{path} does not exist; there are claims for {', '.join(slugs()) or 'no paper'}"

@@ -5,6 +5,7 @@ A notebook makes one with `new`, fills it with `metric`, `curve` and `uses`, and
 
 import datetime
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -191,6 +192,17 @@ def read(path: str | Path) -> Record:
         raise RecordError(f"{path} cannot be read ({error}): restore it, or run the experiment again") from error
 
 
+@functools.lru_cache(maxsize=64)
+def _read_once(path: Path, version: tuple[int, ...]) -> Record:
+    return read(path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written anew."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def parse(data: bytes, path: str | Path) -> Record:
     """The record in the bytes of the file `path`; RecordError as `read`."""
     mend = "records are written by notebooks, never by hand: restore it, or run the experiment again"
@@ -210,9 +222,12 @@ def parse(data: bytes, path: str | Path) -> Record:
 
 
 def published(slug: str) -> Record | None:
-    """The record that the book prints: the one of the largest scale in results/. None if there is none."""
+    """The record that the book prints: the one of the largest scale in results/. None if there is none.
+
+    It is read once, though every number in a chapter asks for it, and shared: not to be changed.
+    """
     paths = [published_path(slug, scale) for scale in reversed(SCALES)]
-    return next((read(path) for path in paths if path.exists()), None)
+    return next((_read_once(path, _stamp(path)) for path in paths if path.exists()), None)
 
 
 def local(slug: str, scale: str) -> Record | None:

@@ -4,6 +4,7 @@
 {equality} behaviors torch    the behaviors of a group
 """
 
+import functools
 import re
 from typing import Any
 
@@ -18,6 +19,12 @@ from experiments import records
 from experiments.errors import UserError
 
 
+@functools.cache
+def load(text: str) -> Any:
+    """The tables, read once for all that they are printed in."""
+    return yaml.safe_load(text)
+
+
 class Equality(EvidenceDirective):
     required_arguments = 1
     final_argument_whitespace = True
@@ -27,7 +34,7 @@ class Equality(EvidenceDirective):
         self.env.note_dependency(str(path))
         group = self.arguments[0].removeprefix("behaviors ")
         part = "comparisons" if group == self.arguments[0] else "behaviors"
-        tables = yaml.safe_load(path.read_text(encoding="utf-8"))[part]
+        tables = load(path.read_text(encoding="utf-8"))[part]
         if group not in tables:
             raise UserError(f"book/equality.yaml has no {part} for {group!r}: {', '.join(tables)}")
         if part == "behaviors":

@@ -37,11 +37,10 @@ BUILD = ROOT / "_build"
 EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "site", BUILD / "html"
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
-KERNEL = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}  # one thread: the same digits everywhere
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, console, environment, kernels, records, warm  # noqa: E402
+from experiments import code_hash, console, environment, kernels, records  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 
 # By name: a kernel says no more of an error.
@@ -167,10 +166,8 @@ def cached(page: Path, key: str) -> Path:
 async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
     """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
 
-    What a kernel imports takes longer than most chapters: it is forked from a process that has done it once.
+    A kernel imports torch and matplotlib once, which takes longer than most chapters.
     """
-    if not chapters:
-        return []
     EXECUTED.mkdir(parents=True, exist_ok=True)
     waiting, failures = list(chapters), []
 
@@ -190,16 +187,15 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
                     failures.append(f"{page}: {str(error).strip().splitlines()[0]}")
                     return  # this kernel is of no more use
 
-    with warm.server(environment.child(**KERNEL), warm.KERNEL):
-        await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
+    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
     return failures
 
 
 @contextlib.asynccontextmanager
 async def kernel() -> AsyncIterator[tuple[kernels.Kernel, AsyncKernelClient]]:
     """A kernel, and a client of it that is ready."""
-    # Not in the repository, whose folder may hold a matplotlibrc.
-    manager = kernels.Kernel(settings=KERNEL)
+    # One thread: the same digits everywhere. Not in the repository, whose folder may hold a matplotlibrc.
+    manager = kernels.Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
     await manager.start_kernel(cwd=manager.folder)
     client = manager.client()
     client.start_channels()

@@ -71,7 +71,7 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = (*KERNEL, *C
         try:
             yield True
         finally:
-            del os.environ[SERVER]
+            os.environ.pop(SERVER, None)
             life.close()
             process.wait()
 
@@ -160,6 +160,7 @@ def serve(listener: int, life: int, preload: Sequence[str]) -> None:
             if descriptor == life:
                 for child in children.values():
                     _kill(child.pid, signal.SIGKILL)
+                door.close()
                 return
             if descriptor == listener:
                 owner = Connection(door.accept()[0].detach())

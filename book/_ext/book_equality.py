@@ -14,7 +14,6 @@ from book_values import typeset
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from benchmarks import equality, rules
 from experiments import records
 from experiments.errors import UserError
 
@@ -50,6 +49,8 @@ class Equality(EvidenceDirective):
 
     def other(self, row: dict[str, Any]) -> list[nodes.Node]:
         """Names of implementations, every call as code, and how far the libraries' own code was from ours."""
+        from benchmarks import equality, rules  # which need torch: only this page pays for it
+
         names = self.paragraph(re.sub(r"[\w.]+\((?:[^()]|\([^()]*\))*\)", r"`\g<0>`", row["theirs"]))
         path = records.published_path(equality.SLUG, equality.SCALE)
         self.env.note_dependency(str(path))

@@ -213,7 +213,7 @@ def test_pips_settings_reach_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "given",
-    ["only=adam", "scale=quick", "Device=cpu", "port=1", "ONYL=adam"],
+    ["only=adam", "scale=quick", "Device=cpu", "port=1", "ONLI=adam"],
     ids=lambda given: given.split("=")[0],
 )
 def test_a_variable_that_there_is_not(make: Make, given: str) -> None:

@@ -21,6 +21,10 @@ from . import slurm
 from .conftest import BODY, REPOSITORY
 
 Notebook = Callable[..., Path]
+Controller = Callable[..., str]
+Old = Callable[..., dict[str, bytes]]
+Start = Callable[..., "subprocess.Popen[bytes]"]
+Tools = Callable[..., None]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 NEW = BODY.replace("[lr *", "[1 + lr *")
 SAID = """\
@@ -60,7 +64,7 @@ def test_the_executor_is_found_however_it_is_written() -> None:
 
 
 @pytest.fixture
-def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
     """Commands of a Slurm that only answer: each a line of shell."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -89,14 +93,14 @@ OFF = "echo Slurm accounting storage is disabled >&2; exit 1"
     ],
 )
 def test_the_command_that_knows_what_became_of_a_job(
-    tools: Callable[..., None], sacct: str, age: int, chosen: str, capsys: pytest.CaptureFixture[str]
+    tools: Tools, sacct: str, age: int, chosen: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools(sacct=sacct, scontrol=f"echo 'KillWait = 30 sec'; echo 'MinJobAge               = {age} sec'")
     assert cluster.options(["--executor", "slurm"])[-2:] == ["--slurm-status-command", chosen]
     assert ("accounting storage is disabled" in capsys.readouterr().out) == (sacct == OFF)
 
 
-def test_a_cluster_that_never_tells_is_refused(tools: Callable[..., None]) -> None:
+def test_a_cluster_that_never_tells_is_refused(tools: Tools) -> None:
     tools(sacct=OFF, scontrol="echo 'MinJobAge = 60 sec'")
     with pytest.raises(
         UserError, match=r"no accounts here \(Slurm accounting storage is disabled\) and forgets .* 60 s"
@@ -107,7 +111,7 @@ def test_a_cluster_that_never_tells_is_refused(tools: Callable[..., None]) -> No
 
 
 def test_no_slurm_and_no_plugin_are_one_line(
-    notebook: Notebook, tmp_path: Path, tools: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    notebook: Notebook, tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notebook("tiny")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
@@ -147,18 +151,6 @@ def test_a_job_asks_for_a_gpu_where_the_device_is_one(
         assert f"{asked}, mpi=" in "".join(capfd.readouterr()), "and for no srun"
 
 
-def started(root: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """`python -m experiments reproduce …`, beside the test. It writes to files: its jobs may outlive it."""
-    with (root / "out").open("w") as out, (root / "err").open("w") as err:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments", "reproduce", *arguments],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-
-
 def pipe(root: Path, name: str) -> str:
     os.mkfifo(root / name)
     return str(root / name)
@@ -178,6 +170,29 @@ def kill_main(process: "subprocess.Popen[bytes]") -> None:
         one.kill()
     process.wait()
     assert not psutil.wait_procs(family, timeout=60)[1]
+
+
+@pytest.fixture
+def start(root: Path) -> Iterator[Start]:
+    """`python -m experiments reproduce …`, beside the test. It writes to files: its jobs may outlive it."""
+    processes = []
+
+    def run(*arguments: str) -> "subprocess.Popen[bytes]":
+        with (root / "out").open("w") as out, (root / "err").open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "experiments", "reproduce", *arguments],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        if process.poll() is None:  # the test failed before it ended
+            kill_main(process)
 
 
 @pytest.fixture
@@ -201,12 +216,12 @@ def there(*slugs: str) -> dict[str, bytes]:
 
 
 def test_a_dead_main_and_its_jobs_that_live_on(
-    notebook: Notebook, root: Path, command: Command, old: Callable[..., dict[str, bytes]]
+    notebook: Notebook, root: Path, command: Command, old: Old, start: Start
 ) -> None:
     before = old("tiny")
     notebook("tiny", blocking(root))
     alone = ("--", "--executor", "local", "--cores", "1")  # each job a process of its own, as on other machines
-    first = started(root, *alone)
+    first = start(*alone)
     assert (root / "here").read_text() == "here"
     jobs = [job for job in psutil.Process(first.pid).children(recursive=True) if "run" in job.cmdline()]
     kill_main(first)
@@ -248,8 +263,8 @@ def controller(configuration: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 def test_a_job_that_ends_well_but_never_ran(
     notebook: Notebook,
     root: Path,
-    tools: Callable[..., None],
-    old: Callable[..., dict[str, bytes]],
+    tools: Tools,
+    old: Old,
     command: Command,
 ) -> None:
     """As one that is requeued can: Slurm says COMPLETED, and the mark of an earlier run is still there."""
@@ -267,7 +282,7 @@ def test_a_job_that_ends_well_but_never_ran(
 
 @needs_slurm
 def test_whatever_becomes_of_a_job(
-    notebook: Notebook, root: Path, controller: Callable[..., str], old: Callable[..., dict[str, bytes]]
+    notebook: Notebook, root: Path, controller: Controller, old: Old, start: Start
 ) -> None:
     slugs = ("good", "bad", "cancelled", "late", "moved")
     before = old(*slugs)
@@ -291,7 +306,7 @@ def test_whatever_becomes_of_a_job(
         [(number, node)] = [rest for comment, *rest in lines if comment.endswith(f"quick_{slug}")]
         return number, node
 
-    main = started(root, *ON_SLURM, "--set-resources", "experiment:gpu=1")
+    main = start(*ON_SLURM, "--set-resources", "experiment:gpu=1")
     for slug in heard:
         with open(heard[slug]) as source:
             assert source.readline() == "here\n"
@@ -303,7 +318,8 @@ def test_whatever_becomes_of_a_job(
         else:  # its node fails, and Slurm gives it another
             controller("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
             slurm.wait_until(lambda: "moved PENDING" in controller("squeue", "-h", "-o", "%k %T"))
-            controller("scontrol", "update", f"JobId={number}", "StartTime=now")
+            # At once, which works on another node only: this one refuses the job for two minutes.
+            controller("scontrol", "update", f"JobId={number}", f"ExcNodeList={node}", "StartTime=now")
     assert main.wait() == 2
     assert "asking squeue what becomes of the jobs" in (root / "out").read_text()
     lines = (root / "err").read_text().splitlines()
@@ -323,9 +339,9 @@ def test_whatever_becomes_of_a_job(
 def test_a_success_exits_0_and_a_refusal_says_why(
     notebook: Notebook,
     root: Path,
-    controller: Callable[..., str],
+    controller: Controller,
     command: Command,
-    old: Callable[..., dict[str, bytes]],
+    old: Old,
 ) -> None:
     before = old("tiny")
     notebook("tiny", NEW)
@@ -339,15 +355,11 @@ def test_a_success_exits_0_and_a_refusal_says_why(
 
 @needs_slurm
 def test_a_main_that_dies_on_the_login_node(
-    notebook: Notebook,
-    root: Path,
-    controller: Callable[..., str],
-    command: Command,
-    old: Callable[..., dict[str, bytes]],
+    notebook: Notebook, root: Path, controller: Controller, command: Command, old: Old, start: Start
 ) -> None:
     before = old("tiny")
     notebook("tiny", blocking(root))
-    first = started(root, *ON_SLURM)
+    first = start(*ON_SLURM)
     assert (root / "here").read_text() == "here"
     kill_main(first)
     second = command("reproduce", *ON_SLURM)
@@ -362,11 +374,11 @@ def test_a_main_that_dies_on_the_login_node(
 
 @needs_slurm
 def test_ctrl_c_takes_the_jobs_along(
-    notebook: Notebook, root: Path, controller: Callable[..., str], old: Callable[..., dict[str, bytes]]
+    notebook: Notebook, root: Path, controller: Controller, old: Old, start: Start
 ) -> None:
     before = old("tiny")
     notebook("tiny", blocking(root))
-    main = started(root, *ON_SLURM)
+    main = start(*ON_SLURM)
     assert (root / "here").read_text() == "here"
     os.killpg(main.pid, signal.SIGINT)
     assert main.wait() == 130

@@ -133,21 +133,16 @@ class Chain(Optimizer):
         grads = Gradients()
         if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
             grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
-        actives = [self._active(group) for group in self.param_groups]
-        compiled = {
-            i: self._fused.setdefault(i, FusedStep())
-            for i, group in enumerate(self.param_groups)
-            if self._compiles(group)
-        }
+        groups = self.param_groups
+        actives = [self._active(group) for group in groups]
+        compiled = {i: self._fused.setdefault(i, FusedStep()) for i, g in enumerate(groups) if self._compiles(g)}
         # All that can be refused is refused before the first parameter moves.
-        indices = [self._indices.of(i, group) for i, group in enumerate(self.param_groups)]
-        eager, shared = self._plan.make(
-            self.param_groups, indices, actives, self.state, grads, compiled, self._lock_free
-        )
+        indices = [self._indices.of(i, group) for i, group in enumerate(groups)]
+        eager, shared = self._plan.make(groups, indices, actives, self.state, grads, compiled, self._lock_free)
         self._indices.begin()
         for step in compiled.values():
             step.run()
-        for group, active, members in zip(self.param_groups, actives, eager, strict=True):
+        for group, active, members in zip(groups, actives, eager, strict=True):
             for index, param in members.items():
                 self._step_parameter(param, grads[param], index, group, active, shared)
         return loss

@@ -440,9 +440,10 @@ def test_precisions_agree(case: Case) -> None:
         optimizer = case.make(params)
         ends[dtype] = run(optimizer, params)
         assert [p.dtype for p in params] == [dtype] * len(params)
-        # Numbers, such as the step, are float32 whatever the parameter is.
+        # Numbers, such as the step, are float32 whatever the parameter is; but the index, which is whole.
         tensors = {name: tensor.dtype for name, tensor in optimizer.state[params[0]].items() if tensor.dim()}
         numbers = {name: tensor.dtype for name, tensor in optimizer.state[params[1]].items() if name not in tensors}
+        assert numbers.pop("index", torch.int64) == torch.int64
         assert set(tensors.values()) <= {dtype}
         assert set(numbers.values()) == {torch.float32}
     assert close(ends[torch.float32], ends[torch.float64], 1e-5)

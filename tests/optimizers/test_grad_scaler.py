@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import optimizers
-from optimizers import SGD, Adam, ClipNorm, GradientNoise, Lookahead
+from optimizers import SGD, Adam, ClipNorm, GradientNoise, Lookahead, new_run
 
 BOTH = pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
 
@@ -42,7 +42,9 @@ def extended() -> list[Any]:
 def test_scaled_training_is_training(mix: Any, unscaled_before: bool, fused: bool) -> None:
     """Six steps, one of which overflows: parameters, counts and the gradients that remain are those without."""
     params, plain = parameters(), parameters()
-    optimizer, other = (Adam(p, 0.1, extensions=mix(), fused=fused) for p in (params, plain))
+    optimizer = Adam(params, 0.1, extensions=mix(), fused=fused)
+    new_run()  # the other one draws the same
+    other = Adam(plain, 0.1, extensions=mix(), fused=fused)
     assert optimizer._step_supports_amp_scaling is fused
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
     for t in range(6):

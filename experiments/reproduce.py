@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -46,15 +46,16 @@ def reproduce(
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
     # Jobs are forked, but not on other machines, which do not see the server, nor for GPUs, which allow no forks.
     forks = not elsewhere and (device or "cpu") == "cpu"
+    served: contextlib.AbstractContextManager[Mapping[str, str]] = contextlib.nullcontext({})
     with (
         run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
-        warm.server(environment.child()) if forks else contextlib.nullcontext(),
+        warm.server(environment.child()) if forks else served as variables,
     ):
         for slug in stale:
             _mark(slug, scale).unlink(missing_ok=True)
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
-        status, shown, unseen = _run(command, held, loud)
+        status, shown, unseen = _run(command, held, loud, variables)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
@@ -90,7 +91,9 @@ def _mark(slug: str, scale: str) -> Path:
     return records.ROOT / "_build" / "work" / "done" / scale / slug
 
 
-def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str], list[str]]:
+def _run(
+    command: Sequence[str], held: int, loud: bool, variables: Mapping[str, str]
+) -> tuple[int, list[str], list[str]]:
     """Run Snakemake to its end; returns its status and the lines on its stderr, those shown and those not.
 
     Shown are those of our runs, and all if `loud`. However this process is told to end, Snakemake and its jobs end
@@ -101,7 +104,7 @@ def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str],
         signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
-        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG),
+        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG, **variables),
         pass_fds=[held],  # Snakemake holds the lock too: it is free only when both are gone
         process_group=0,
         stdin=subprocess.DEVNULL,

@@ -29,20 +29,20 @@ from typing import Any, NoReturn
 from experiments.environment import temporary
 
 SERVER = "EXPERIMENTS_SERVER"  # names the server's socket in the environment
-KERNEL = (  # what a notebook or a chapter imports, and who executes it there
-    *("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "sklearn.datasets", "experiments.kernels"),
+PRELOAD = (
+    *("papermill", "jupytext", "jupyter_client.asynchronous", "experiments.run", "experiments.kernels"),
+    *("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "sklearn.datasets"),
     *("torch._dynamo", "optimizers", "experiments.stacked", "experiments.figures", "experiments.claims"),
 )
-COMMAND = ("papermill", "jupytext", "jupyter_client.asynchronous", "experiments.run")  # and who has it executed
 LOST = 255  # the status of a process whose server is gone
 
 
 @contextlib.contextmanager
-def server(environment: Mapping[str, str], preload: Sequence[str] = (*KERNEL, *COMMAND)) -> Iterator[bool]:
-    """A server with this environment, which `SERVER` names meanwhile, here and in what is started from here.
+def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> Iterator[dict[str, str]]:
+    """A server with this environment; yields the variables by which it is found, none where there can be none.
 
     Its processes write where those that ask for them do, and have their environment; but what an import reads from
-    the environment is the server's. Yields False where there can be no server.
+    the environment is the server's.
     """
     with contextlib.ExitStack() as stack:
         listener, life, far = stack.enter_context(socket.socket(socket.AF_UNIX)), *socket.socketpair()
@@ -54,7 +54,7 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = (*KERNEL, *C
             os.close(os.pidfd_open(os.getpid()))
         except (OSError, AttributeError):  # no room, a path too long for a socket, not Linux
             far.close()
-            yield False
+            yield {}
             return
         with far:
             call = f"warm.serve({listener.fileno()}, {far.fileno()}, {list(preload)})"
@@ -67,11 +67,9 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = (*KERNEL, *C
                 start_new_session=True,  # Ctrl-C is for those that ask
             )
         listener.close()
-        os.environ[SERVER] = f"{folder}/socket"
         try:
-            yield True
+            yield {SERVER: f"{folder}/socket"}
         finally:
-            os.environ.pop(SERVER, None)
             life.close()
             process.wait()
 
@@ -160,7 +158,6 @@ def serve(listener: int, life: int, preload: Sequence[str]) -> None:
             if descriptor == life:
                 for child in children.values():
                     _kill(child.pid, signal.SIGKILL)
-                door.close()
                 return
             if descriptor == listener:
                 owner = Connection(door.accept()[0].detach())

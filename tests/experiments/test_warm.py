@@ -16,12 +16,17 @@ from .conftest import REPOSITORY
 from .test_run import Notebook, files
 
 
-@pytest.fixture(scope="module", autouse=True)
-def served() -> Iterator[None]:
-    """A server that the tests of this module share: its imports take seconds."""
-    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as there:
-        assert there
-        yield
+@pytest.fixture(scope="module")
+def variables() -> Iterator[dict[str, str]]:
+    """By which a server is found, which the tests of this module share: its imports take seconds."""
+    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}) as variables:
+        assert list(variables) == [warm.SERVER]
+        yield variables
+
+
+@pytest.fixture
+def served(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.SERVER, variables[warm.SERVER])
 
 
 def python(text: str, **options: object) -> warm.Process:
@@ -39,6 +44,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("served")
 def test_a_forked_process_is_as_if_it_had_been_started(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = "import os, sys; print(os.getcwd(), os.environ.get('A'), 'PATH' in os.environ); "
     process = python(said + "print('wrong', file=sys.stderr); sys.exit(3)", env={"A": "ä"}, cwd=tmp_path)
@@ -50,6 +56,7 @@ def test_a_forked_process_is_as_if_it_had_been_started(tmp_path: Path, capfd: py
     assert python("import sys; assert 'torch' in sys.modules; assert 'experiments.run' in sys.modules").wait() == 0
 
 
+@pytest.mark.usefixtures("served")
 def test_no_forked_process_sees_what_another_did(capfd: pytest.CaptureFixture[str]) -> None:
     fresh = """
 import os, random, numpy, torch
@@ -73,6 +80,7 @@ os.environ["here"] = "1"
     assert len(set(capfd.readouterr().out.split())) == 4, "what was not seeded differs, as in a process of its own"
 
 
+@pytest.mark.usefixtures("served")
 def test_signals_reach_a_process_and_what_it_started(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -106,7 +114,8 @@ def test_all_end_with_the_process_that_started_the_server(tmp_path: Path, signum
     text = """
 import os, sys
 from experiments import warm
-with warm.server(os.environ, preload=()):
+with warm.server(os.environ, preload=()) as variables:
+    os.environ |= variables
     process = warm.Process("builtins:exec", "__import__('signal').pause()")
     print(process.pid, flush=True)
     process.wait()
@@ -131,10 +140,8 @@ def test_without_a_server_everything_runs_the_slow_way(
     long = root / ("x" * 100)  # no path for a socket
     long.mkdir()
     monkeypatch.setattr(warm, "temporary", lambda: str(long))
-    monkeypatch.delenv(warm.SERVER)
-    with warm.server(os.environ) as there:
-        assert not there
-        assert warm.SERVER not in os.environ
+    with warm.server(os.environ) as variables:
+        assert variables == {}
     notebook("tiny")
     # None any more: a job whose starter is gone, or on another machine.
     for there in ({}, {warm.SERVER: str(root / "socket")}):
@@ -148,6 +155,7 @@ def test_without_a_server_everything_runs_the_slow_way(
         records.local_path("tiny", "quick").unlink()
 
 
+@pytest.mark.usefixtures("served")
 def test_a_notebook_in_a_forked_kernel(notebook: Notebook, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     notebook("tiny")
     path = run.run("tiny", "quick")
@@ -165,9 +173,10 @@ def test_a_killed_command_takes_its_kernel_along(notebook: Notebook, root: Path)
     body = f"pipe = open({str(root / 'pipe')!r}, 'w')\nprint('here', file=pipe, flush=True)\nsignal.pause()\n"
     notebook("tiny", "import signal\n" + body)
     command = [sys.executable, "-m", "experiments.warm", "run", "tiny"]
-    with warm.server({**os.environ, "PYTHONPATH": str(REPOSITORY)}, preload=()):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with warm.server(environment, preload=()) as variables:
         for signum, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
-            process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+            process = subprocess.Popen(command, env=environment | variables)
             with open(root / "pipe") as pipe:  # opens when the notebook does
                 assert pipe.readline() == "here\n"
                 process.send_signal(signum)

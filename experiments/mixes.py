@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 import optimizers
 from experiments.errors import UserError
-from optimizers import Chain, Stage
+from optimizers import Chain, Stage, new_run
 from optimizers.chain import Options
 
 EXTENSIONS: Mapping[str, type[Stage]] = {
@@ -57,6 +57,7 @@ class Mix:
         # An option given by its place is passed by its name, or it would clash with the recipe's own.
         names = [key for key in _signature(factory).parameters if key != "params"]
         given = {**dict(zip(names, positional, strict=False)), **dict(named), **options}
+        new_run()  # what was made before, to try this mix or another, draws for itself
         optimizer = factory(params, **{**given, "extensions": stages})
         fixed = {f"{EXTENSIONS[n].prefix}_{key}" for n, _, pairs in self.extensions for key, _ in pairs}
         for group in optimizer.param_groups:

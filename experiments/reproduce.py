@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from experiments import cluster, environment, records, run, warm
+from experiments import cluster, environment, records, run
 from experiments.errors import UserError
 
 OF_A_RUN = re.compile(r"error: |\d\d:\d\d:\d\d  ")  # how the lines begin that `run` prints on stderr
@@ -44,18 +44,12 @@ def reproduce(
     print(f"to run at scale {scale}: {', '.join(stale)}", flush=True)
     command = _command(stale, scale, device, snakemake)
     lock = records.ROOT / "_build" / "work" / "reproduce.lock"
-    # Jobs are forked, but not on other machines, which do not see the server, nor for GPUs, which allow no forks.
-    forks = not elsewhere and (device or "cpu") == "cpu"
-    served: contextlib.AbstractContextManager[Mapping[str, str]] = contextlib.nullcontext({})
-    with (
-        run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held,
-        warm.server(environment.child()) if forks else served as variables,
-    ):
+    with run.lock(lock, "another reproduce is running in this folder: let it finish, or stop it") as held:
         for slug in stale:
             _mark(slug, scale).unlink(missing_ok=True)
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
-        status, shown, unseen = _run(command, held, loud, variables)
+        status, shown, unseen = _run(command, held, loud)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
@@ -91,9 +85,7 @@ def _mark(slug: str, scale: str) -> Path:
     return records.ROOT / "_build" / "work" / "done" / scale / slug
 
 
-def _run(
-    command: Sequence[str], held: int, loud: bool, variables: Mapping[str, str]
-) -> tuple[int, list[str], list[str]]:
+def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str], list[str]]:
     """Run Snakemake to its end; returns its status and the lines on its stderr, those shown and those not.
 
     Shown are those of our runs, and all if `loud`. However this process is told to end, Snakemake and its jobs end
@@ -104,7 +96,7 @@ def _run(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
-        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG, **variables),
+        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG),
         pass_fds=[held],  # Snakemake holds the lock too: it is free only when both are gone
         process_group=0,
         stdin=subprocess.DEVNULL,

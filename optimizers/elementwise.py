@@ -37,10 +37,10 @@ def prove(active: Active, known: Hyper) -> None:
         Part(stage, {name: plain(stage, name, value) for name, value in hyper.items()}, names)
         for stage, hyper, names in active
     ]
-    known = {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in known.items()}
     key = form(active, {name: 0.0 if isinstance(value, Tensor) else value for name, value in known.items()})
     if key in _proven:
         return
+    known = {name: _at_hand(value) if isinstance(value, Tensor) else value for name, value in known.items()}
     with torch.no_grad():
         for part in active:
             for step in _STEPS:
@@ -116,3 +116,8 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, 
         name: result if isinstance(result, Tensor) else torch.tensor(result, device="cpu")
         for name, result in results.items()
     }
+
+
+def _at_hand(number: Tensor) -> Tensor:
+    """A number in this machine's memory; of one that has no value yet, any."""
+    return torch.tensor(0.5, dtype=number.dtype, device="cpu") if number.is_meta else number.detach().cpu()

@@ -288,7 +288,13 @@ def copy(app: Sphinx, error: Exception | None) -> None:
     """Put the files that the pages link to into the site, and nothing else."""
     if error or app.builder.format != "html":
         return
-    for pattern in ("notebooks/*.py", "benchmarks/step_time.py", "results/*/*.json", "results/*/*.ipynb"):
+    for pattern in (
+        "notebooks/*.py",
+        "benchmarks/step_time.py",
+        "benchmarks/equality.py",
+        "results/*/*.json",
+        "results/*/*.ipynb",
+    ):
         for path in records.ROOT.glob(pattern):
             target = Path(app.outdir) / path.relative_to(records.ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import candidates
-from benchmarks.rules import ETA, GAMMA, KEEP, LIBRARIES, RULES, by_hand
+from benchmarks.rules import ETA, GAMMA, KEEP, LIBRARIES, PEERS, RULES, by_hand
 
 
 def parameters(size: int = 40) -> list[Tensor]:
@@ -85,7 +85,7 @@ def test_what_cannot_be_compiled_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LIBRARIES, "nobody", ("no_such_module", "no-such-package"))
+    monkeypatch.setitem(PEERS, "nobody", ("no_such_module", "no-such-package"))
     with pytest.raises(candidates.Skip, match=r"no_such_module.*pip install no-such-package"):
         candidates.library("nobody")
 

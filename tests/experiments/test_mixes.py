@@ -27,6 +27,7 @@ def test_the_mix_of_the_reference_builds_what_it_says() -> None:
     assert mix.text == MIX
     written, by_hand = parameter(), parameter()
     stages = [GradientNoise(seed=3), LearningRateDropout(0.5, seed=3), Lookahead()]
+    optimizers.new_run()
     expected = RAdamW([by_hand], lr=1e-3, weight_decay=1e-4, decay="schedule", nesterov=True, extensions=stages)
     assert torch.equal(path(mix.build([written], seed=3), written), path(expected, by_hand))
 

@@ -161,8 +161,9 @@ def test_the_digest_covers_a_confirmation(book: Path, runs: list[Any]) -> None:
 
 def test_all_that_asks_for_todays_code_takes_a_confirmation(book: Path, runs: list[Any]) -> None:
     (book / "book/claims/tiny.yaml").write_text(
-        "paper: key2015\nclaims:\n  - {id: grows, claim: It grows., where: §1, kind: exact, experiment: x, "
-        "control: y, checks: [{metric: loss, above: -1, says: not negative}]}\n"
+        "paper: key2015\nread: all of it\nclaims:\n  - {id: grows, claim: It grows., where: §1, kind: exact, "
+        "experiment: x, control: y, checks: [{metric: loss, above: -1, says: not negative, "
+        "origin: 'theory: none'}]}\n"
     )
     helper(SAME)
     local = records.local_path("tiny", "standard")

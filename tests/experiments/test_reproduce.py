@@ -80,9 +80,7 @@ def test_a_job_that_cannot_say_why_it_failed(notebook: Notebook, root: Path, com
     notebook("tiny", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n")
     done = command("reproduce")
     assert done.returncode == 2
-    # Snakemake's words, or where jobs are forked and it took the server along, the one who asked for the job.
-    said = ("Error in rule experiment", "error: the server of warm processes is gone")
-    assert any(words in done.stderr for words in said)
+    assert "Error in rule experiment" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: not finished at scale quick: tiny (the reason stands above)"
 
 

@@ -67,7 +67,7 @@ def site() -> Path:
     return SITE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: while it lives, nothing else can run an event loop in this thread
 def browser() -> Iterator[Any]:
     executable = find_browser()
     if executable is None:

@@ -29,6 +29,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.fixture(autouse=True)
+def no_other_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests may be run by make: what it tells its children is not for the one that is tried."""
+    for name in list(os.environ):
+        if name.startswith("MAKE") or name in ("MFLAGS", "SCALE", "ONLY", "DEVICE", "PORT", "PYTHON", "VENV"):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A checkout in an awkward folder, with nothing but what installs."""

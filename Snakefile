@@ -40,5 +40,5 @@ rule experiment:
         mpi="",
     threads: lambda wildcards: run.defaults(wildcards.slug).get("threads", 1)
     shell:
-        "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments run {wildcards.slug}"
+        "PYTHONPATH={workflow.basedir:q} {sys.executable:q} -m experiments.warm run {wildcards.slug}"
         " --scale {wildcards.scale} {DEVICE} && touch {output:q}"

@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments.errors import RecordError
 from experiments.records import Record
 
 from .candidates import OWN, library_of
@@ -80,10 +79,8 @@ def compiled_table(record: Record, shapes: str, setting: str, titles: Mapping[st
 
 def value_of(record: Record, key: str) -> float | None:
     """A metric, or None where it was not measured."""
-    try:
-        value: float | None = record.get(key)
-    except RecordError:
-        return None
+    known = record.keys()
+    value: float | None = record.get(key) if key in known else None
     return value
 
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
 # Ink stands for currentColor while matplotlib draws: an ordinary black would not be written out at all.
@@ -62,6 +62,8 @@ STYLES: dict[str, tuple[str, str]] = {
     "lookahead": ("olive", "--"),
 }
 ALIASES = {"sgdmomentum": "momentum", "heavyball": "momentum", "nag": "nesterov", "sgdnesterov": "nesterov"}
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 RC: Any = {
     "figure.constrained_layout.w_pad": 0.1,
@@ -166,6 +168,15 @@ def plain_ticks(ax: Axes, subs: Sequence[float] = (1, 2, 5)) -> None:
     ax.minorticks_off()
 
 
+class Powers(LogFormatterSciNotation):
+    """Powers of ten as plain text, 10⁻³ and 2×10⁻³: TeX takes a parser for each, and no reader finds it."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = super().__call__(x, pos)
+        found = re.fullmatch(r"\$\\mathdefault\{(.*?)10\^\{(-?\d+)\}\}\$", label)
+        return f"{found[1]}10{found[2].translate(SUPERSCRIPTS)}".replace(r"\times", "×") if found else label
+
+
 def direct_labels(ax: Axes) -> None:
     """Name every labeled line of `ax` at its right end instead of in a legend; `show` finds the free places."""
     ax._direct_labels = True  # type: ignore[attr-defined]
@@ -183,6 +194,11 @@ def markup(fig: Figure, alt: str) -> str:
     if not alt.strip():
         raise ValueError("a figure needs an alt text: say in words what it shows")
     with matplotlib.rc_context(RC):
+        for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+            if type(axis.get_major_formatter()) is LogFormatterSciNotation:
+                axis.set_major_formatter(Powers())
+            if type(axis.get_minor_formatter()) is LogFormatterSciNotation:
+                axis.set_minor_formatter(Powers())
         labeled = [ax for ax in fig.axes if getattr(ax, "_direct_labels", False)]
         for ax in labeled:
             _place_labels(fig, ax)  # for the layout to leave them room

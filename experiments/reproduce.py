@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from experiments import cluster, environment, records, run
+from experiments import cluster, environment, records, run, warm
 from experiments.errors import UserError
 
 OF_A_RUN = re.compile(r"error: |\d\d:\d\d:\d\d  ")  # how the lines begin that `run` prints on stderr
@@ -49,7 +49,8 @@ def reproduce(
             _mark(slug, scale).unlink(missing_ok=True)
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
-        status, shown, unseen = _run(command, held, loud)
+        with contextlib.nullcontext({}) if elsewhere else warm.server(environment.child()) as variables:
+            status, shown, unseen = _run(command, variables, held, loud)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return
     failed = [slug for slug in stale if not run.is_current(slug, scale, device)]
@@ -85,7 +86,9 @@ def _mark(slug: str, scale: str) -> Path:
     return records.ROOT / "_build" / "work" / "done" / scale / slug
 
 
-def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str], list[str]]:
+def _run(
+    command: Sequence[str], variables: Mapping[str, str], held: int, loud: bool
+) -> tuple[int, list[str], list[str]]:
     """Run Snakemake to its end; returns its status and the lines on its stderr, those shown and those not.
 
     Shown are those of our runs, and all if `loud`. However this process is told to end, Snakemake and its jobs end
@@ -96,7 +99,7 @@ def _run(command: Sequence[str], held: int, loud: bool) -> tuple[int, list[str],
         signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command,
-        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG),
+        env=environment.child(XDG_CONFIG_HOME=environment.CONFIG, **variables),
         pass_fds=[held],  # Snakemake holds the lock too: it is free only when both are gone
         process_group=0,
         stdin=subprocess.DEVNULL,

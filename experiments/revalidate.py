@@ -69,9 +69,9 @@ def _again(paths: Sequence[Path]) -> str:
     """The commands that measure some records again."""
     commands: dict[str, list[str]] = {}
     for path in paths:
-        timed = path.stem in records.COMMANDS
-        command = "make benchmark" if timed else f"make reproduce SCALE={path.parent.name} ONLY="
-        commands.setdefault(command, []).append("" if timed else path.stem)
+        own = records.COMMANDS.get(path.stem)
+        command = f"make {own.target}" if own else f"make reproduce SCALE={path.parent.name} ONLY="
+        commands.setdefault(command, []).extend([] if own else [path.stem])
     return ", ".join(f"`{command}{','.join(slugs)}`" for command, slugs in commands.items())
 
 
@@ -118,7 +118,7 @@ class _Session:
         if code_hash.of_notebook(base.source(slug), base.root, scale) == records.code_today(slug, scale):
             return {"device_name": records.machine("cpu")["device_name"], "because": f"{base} is the same"}
         if slug in records.COMMANDS:
-            raise UserError("its code has changed, and no two runs measure equal times")
+            raise UserError("its code has changed, and a notebook does not measure it")
         # Where nothing that counts at this scale differs in the notebook, both codes run today's: its settings at
         # quick scale may be others than they were.
         same = code_hash.same_notebook(base.source(slug), source, scale)

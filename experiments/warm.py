@@ -2,13 +2,15 @@
 
 What a notebook needs takes seconds to import, longer than many notebooks take to compute. A server imports it once.
 It starts no thread and draws no number, so what is forked from it computes what a process of its own would. Such a
-process ends with the one that asked for it, however that ends, and all end with the one that started the server.
-Where there is no server, as on the node of a cluster, everything starts the slow way, to the same end.
+process ends with the one that asked for it, however that ends, and all end with the server, which ends with the one
+that started it. Where there is no server, as on the node of a cluster, or none any more, everything starts the slow
+way, to the same end.
 
     python -m experiments.warm ARGUMENTS     does what python -m experiments ARGUMENTS does, in a forked process
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -35,6 +37,7 @@ PRELOAD = (
     *("torch._dynamo", "optimizers", "experiments.stacked", "experiments.figures", "experiments.claims"),
 )
 LOST = 255  # the status of a process whose server is gone
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent has ended
 
 
 @contextlib.contextmanager
@@ -42,7 +45,7 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> 
     """A server with this environment; yields the variables by which it is found, none where there can be none.
 
     Its processes write where those that ask for them do, and have their environment; but what an import reads from
-    the environment is the server's.
+    the environment, or from the folder it is in, is the server's.
     """
     with contextlib.ExitStack() as stack:
         listener, life, far = stack.enter_context(socket.socket(socket.AF_UNIX)), *socket.socketpair()
@@ -60,8 +63,14 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> 
             call = f"warm.serve({listener.fileno()}, {far.fileno()}, {list(preload)})"
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"from experiments import warm; {call}"],
-                # The inline backend is what a kernel would choose before it imports matplotlib.
-                env={**environment, "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+                env={
+                    **environment,
+                    # What a kernel would choose before it imports matplotlib.
+                    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                    # NumPy's threads would not outlive a fork; torch gets its number when a record is begun.
+                    "OMP_NUM_THREADS": "1",
+                },
+                cwd=folder,  # no matplotlibrc and the like in it
                 pass_fds=(listener.fileno(), far.fileno()),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for those that ask
@@ -193,8 +202,11 @@ def _kill(pid: int, signum: int) -> None:
 def _fork(owner: Connection, others: Sequence[int]) -> _Child:
     request = owner.recv()
     outputs = [recv_handle(owner) for _ in range(2)]
-    pid = os.fork()
+    server, pid = os.getpid(), os.fork()
     if not pid:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:
+            os._exit(LOST)
         for number, output in enumerate(outputs, 1):
             os.dup2(output, number)
         for descriptor in (*others, *outputs, owner.fileno()):
@@ -227,21 +239,20 @@ def _begin(function: str, arguments: Sequence[Any], environment: Mapping[str, st
 
 
 def _main(arguments: Sequence[str]) -> int:
-    try:
+    status = LOST
+    with contextlib.suppress(KeyError, OSError, EOFError):  # no server, or none any more
         process = Process("experiments.__main__:main", list(arguments))
-    except (KeyError, OSError):  # no server, or none any more
-        os.environ.pop(SERVER, None)
-        from experiments.__main__ import main
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            status = process.wait()
+    if status != LOST:
+        return status if status >= 0 else 128 - status
+    os.environ.pop(SERVER, None)
+    from experiments.__main__ import main
 
-        return main(arguments)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        status = process.wait()
-    if status == LOST:
-        print("error: the server of warm processes is gone", file=sys.stderr)
-    return status if status >= 0 else 128 - status
+    return main(arguments)
 
 
 if __name__ == "__main__":

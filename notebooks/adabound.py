@@ -34,7 +34,7 @@ from optimizers import SGD, AdaBound, Adam, RAdam
 from optimizers.adabound import AdaBoundStep, rate_bounds
 
 SETTINGS = {  # at paper scale the network is the book's CNN
-    "quick": {"dataset": "digits", "hidden": 32, "epochs": 10, "batch": 64, "sequences": 100},
+    "quick": {"dataset": "digits", "hidden": 32, "epochs": 8, "batch": 64, "sequences": 100},
     "standard": {"dataset": "mnist", "hidden": 32, "epochs": 2, "batch": 128, "sequences": 1000},
     "paper": {"dataset": "cifar10", "hidden": None, "epochs": 30, "batch": 128, "sequences": 1000},
 }[scale]

@@ -37,7 +37,7 @@ from optimizers.stage import Place, Stage
 from optimizers.weight_decay import L2
 
 SETTINGS = {  # at paper scale the network is the book's CNN
-    "quick": {"dataset": "digits", "hidden": 32, "epochs": 12, "batch": 64, "sequences": 200},
+    "quick": {"dataset": "digits", "hidden": 32, "epochs": 6, "batch": 64, "sequences": 100},
     "standard": {"dataset": "mnist", "hidden": 32, "epochs": 2, "batch": 128, "sequences": 2000},
     "paper": {"dataset": "cifar10", "hidden": None, "epochs": 30, "batch": 128, "sequences": 2000},
 }[scale]

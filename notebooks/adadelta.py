@@ -35,7 +35,7 @@ from optimizers.adagrad import AdagradDirection
 from optimizers.rmsprop import RMSpropDirection
 
 SETTINGS = {
-    "quick": {"dataset": "digits", "hidden": [32], "epochs": 24, "bounce": 10_000},
+    "quick": {"dataset": "digits", "hidden": [32], "epochs": 10, "bounce": 10_000},
     "standard": {"dataset": "mnist", "hidden": [64], "epochs": 6, "bounce": 100_000},
     "paper": {"dataset": "mnist", "hidden": [500, 300], "epochs": 6, "bounce": 1_000_000},
 }[scale]

@@ -24,6 +24,7 @@ device = "cpu"
 out = "adam.json"  # where the record goes, relative to the working directory
 
 # %%
+import functools
 import math
 
 import torch
@@ -33,7 +34,7 @@ from optimizers import SGD, Adagrad, Adam, Chain, RMSprop
 from optimizers.adam import AdamDirection
 
 SETTINGS = {
-    "quick": {"dataset": "digits", "hidden": [64], "epochs": 10, "bias_epochs": 6},
+    "quick": {"dataset": "digits", "hidden": [64], "epochs": 6, "bias_epochs": 3},
     "standard": {"dataset": "mnist", "hidden": [64], "epochs": 10, "bias_epochs": 1},
     "paper": {"dataset": "mnist", "hidden": [1000, 1000], "epochs": 45, "bias_epochs": 1},
 }[scale]
@@ -61,17 +62,17 @@ class Uncorrected(AdamDirection):
         return exp_avg / (exp_avg_sq.sqrt() + eps), exp_avg, exp_avg_sq
 
 
-def steps(gradients, stage):
-    """The length of every step, in units of the learning rate, on a sequence of gradients."""
-    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+def steps(stage, *sequences):
+    """The length of every step, in units of the learning rate, on sequences of gradients side by side."""
+    theta = torch.zeros(len(sequences), dtype=torch.float64, requires_grad=True)
     optimizer = Chain([theta], [stage], lr=1.0)
     lengths = []
-    for gradient in gradients:
-        before = theta.item()
-        theta.grad = torch.tensor([gradient], dtype=torch.float64)
+    for gradient in torch.tensor(sequences, dtype=torch.float64).T.contiguous():
+        before = theta.detach().clone()
+        theta.grad = gradient
         optimizer.step()
-        lengths.append(abs(theta.item() - before))
-    return lengths
+        lengths.append((theta.detach() - before).abs())
+    return torch.stack(lengths, 1).tolist()
 
 
 # %% [markdown]
@@ -85,27 +86,30 @@ def steps(gradients, stage):
 # %%
 exact = {"eps": 1e-16}  # ε → 0, as in the paper's analysis (§2.1)
 bound = (1 - 0.9) / math.sqrt(1 - 0.999)
-first = [steps([10.0**k], AdamDirection(**exact))[0] for k in range(-6, 7)]
+first = [length for (length,) in steps(AdamDirection(**exact), *([10.0**k] for k in range(-6, 7)))]
+[[uncorrected]] = steps(Uncorrected(**exact), [1.0])
 record.metric("first_step.worst_deviation", max(abs(length - 1) for length in first))
-record.metric("first_step.uncorrected", steps([1.0], Uncorrected(**exact))[0])
+record.metric("first_step.uncorrected", uncorrected)
 
-sparse = steps([0.0] * 9999 + [1.0], AdamDirection(**exact))[-1]
+silent = [0.0] * 9999 + [1.0]
+rising = [0.0] * 9700 + [(0.999 / 0.9) ** k for k in range(300)]
+sparse, growing = (lengths[-1] for lengths in steps(AdamDirection(**exact), silent, rising))
 record.metric("sparse_step.length", sparse)
 record.metric("sparse_step.bound", bound)
 
-worst = []
+noisy = []
 for seed in seeds:
     generator = torch.Generator().manual_seed(seed)
     size = 10 ** (3 * torch.randn(2000, generator=generator, dtype=torch.float64))
     present = torch.rand(2000, generator=generator, dtype=torch.float64) < 0.05
-    worst.append(max(steps((size * present).tolist(), AdamDirection(**exact))) / bound)
+    noisy.append((size * present).tolist())
+worst = [max(lengths) / bound for lengths in steps(AdamDirection(**exact), *noisy)]
 record.metric("sparse_step.random_over_bound", worst)
-growing = steps([0.0] * 9700 + [(0.999 / 0.9) ** k for k in range(300)], AdamDirection(**exact))[-1]
 record.metric("sparse_step.growing", growing)
 record.metric("sparse_step.growing_over_bound", growing / bound)
 record.metric("sparse_step.cauchy_schwarz", bound / math.sqrt(1 - 0.9**2 / 0.999))
 print(f"first step: 1 to within {max(abs(length - 1) for length in first):.0e}")
-print(f"without the correction: {steps([1.0], Uncorrected(**exact))[0]:.4f}")
+print(f"without the correction: {uncorrected:.4f}")
 print(f"after 9,999 zeros: {sparse:.5f}; the paper's bound: {bound:.5f}")
 print(f"a growing gradient: {growing:.4f}")
 
@@ -125,10 +129,10 @@ def key(beta2):
 
 horizon = 400
 record.curve(
-    "startup/corrected", list(range(1, 201)), [steps([1.0] * 200, AdamDirection(**exact))], "step", "length / α"
+    "startup/corrected", list(range(1, 201)), steps(AdamDirection(**exact), [1.0] * 200), "step", "length / α"
 )
 for beta2 in (0.99, 0.999, 0.9999):
-    lengths = steps([1.0] * horizon, Uncorrected((0.9, beta2), 1e-16))
+    [lengths] = steps(Uncorrected((0.9, beta2), 1e-16), [1.0] * horizon)
     record.curve(f"startup/{beta2}", list(range(1, 201)), [lengths[:200]], "step", "length / α")
     record.metric(f"startup.{key(beta2)}.longest", max(lengths))
     record.metric(f"startup.{key(beta2)}.longest_at", lengths.index(max(lengths)) + 1)
@@ -141,6 +145,7 @@ for beta2 in (0.99, 0.999, 0.9999):
 
 
 # %%
+@functools.cache
 def path(loss_scale, eps, steps=100):
     bowl = problems.Quadratic()
     theta = bowl.initial().requires_grad_()

@@ -36,7 +36,7 @@ from optimizers import SGD, AggMo
 
 DEEP = [1000, 500, 250, 30, 250, 500, 1000]
 SETTINGS = {
-    "quick": {"dataset": "digits", "pool": 1, "widths": [32, 16, 8, 16, 32], "updates": 800, "batch": 40},
+    "quick": {"dataset": "digits", "pool": 1, "widths": [32, 16, 8, 16, 32], "updates": 500, "batch": 40},
     "standard": {"dataset": "mnist", "pool": 2, "widths": [64, 32, 16, 32, 64], "updates": 5000, "batch": 100},
     "paper": {"dataset": "mnist", "pool": 1, "widths": DEEP, "updates": 50000, "batch": 200},
 }[scale]

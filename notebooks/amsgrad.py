@@ -34,7 +34,7 @@ from optimizers.adam import AdamDirection
 from optimizers.amsgrad import AMSGradDirection
 
 SETTINGS = {
-    "quick": {"dataset": "digits", "epochs": 3, "synthetic_periods": 200},
+    "quick": {"dataset": "digits", "epochs": 2, "synthetic_periods": 200},
     "standard": {"dataset": "mnist", "epochs": 5, "synthetic_periods": 2000},
     "paper": {"dataset": "mnist", "epochs": 40, "synthetic_periods": 10000},
 }[scale]

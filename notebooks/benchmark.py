@@ -37,8 +37,8 @@ from experiments.runs import Settings, fastest_precision
 
 SETTINGS = {
     "quick": {
-        "datasets": {"digits": {"num_epochs": 30, "num_train": 1437, "num_val": 180}},
-        "tuning": {"num_epochs": 10, "num_train": 1437, "num_val": 180},
+        "datasets": {"digits": {"num_epochs": 10, "num_train": 1437, "num_val": 180}},
+        "tuning": {"num_epochs": 5, "num_train": 1437, "num_val": 180},
         "targets": {"digits": 0.5},
         "fresh_seeds": 5,
     },

@@ -35,12 +35,12 @@ from optimizers import SGD, Adam
 SETTINGS = {  # `hidden`: widths of the networks on images
     "quick": {
         "widths": [6, 16, 64, 256],
-        "steps": 4000,
+        "steps": 2000,
         "dataset": "digits",
         "images": 100,
         "hidden": [2, 4, 8, 16, 32],
         "batch": 50,
-        "epochs": 200,
+        "epochs": 150,
     },
     "standard": {
         "widths": [6, 16, 64, 256, 1024],

@@ -35,7 +35,7 @@ from experiments import records
 from optimizers import SGD, Adam
 
 SETTINGS = {
-    "quick": {"units": 16, "series": 200, "batch": 32, "updates": 300},
+    "quick": {"units": 16, "series": 200, "batch": 32, "updates": 150},
     "standard": {"units": 32, "series": 200, "batch": 32, "updates": 1500},
     "paper": {"units": 32, "series": 500, "batch": 64, "updates": 10000},
 }[scale]

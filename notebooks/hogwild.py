@@ -40,8 +40,8 @@ from optimizers import SGD, run_hogwild
 
 SETTINGS = {
     "quick": {
-        **{"steps": 5000, "wide_seeds": 2, "chains": 40, "lags": [0, 1], "square_chains": 4000},
-        **{"examples": 2000, "epochs": 4},
+        **{"steps": 3000, "wide_seeds": 2, "chains": 40, "lags": [0, 1], "square_chains": 4000},
+        **{"examples": 1000, "epochs": 4},
     },
     "standard": {
         **{"steps": 15000, "wide_seeds": 5, "chains": 400, "lags": [0, 1, 2, 4], "square_chains": 40000},

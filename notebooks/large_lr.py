@@ -41,7 +41,7 @@ SETTINGS = {
         "width": 128,
         "examples": 500,
         "batch": 100,
-        "epochs": 40,
+        "epochs": 32,
         "patch": 3,
         "difference": 1.5,
         "lr": 1.5,

@@ -35,7 +35,7 @@ from experiments import data, problems, records
 from optimizers import SGD
 
 SETTINGS = {  # runs: simulated per seed · examples, features: logistic regression · images, steps: softmax
-    "quick": {"runs": 2000, "examples": 4000, "features": 30, "dataset": "digits", "images": 1437, "steps": 3000},
+    "quick": {"runs": 1000, "examples": 2000, "features": 30, "dataset": "digits", "images": 1437, "steps": 1500},
     "standard": {
         "runs": 20000,
         "examples": 50000,

@@ -35,7 +35,7 @@ from optimizers import SGD, Adam, GradientDropout, GradientNoise, LearningRateDr
 
 SETTINGS = {  # the grids begin at α = 2^adam and α = 2^momentum
     "quick": {
-        **{"dataset": "digits", "hidden": 32, "examples": 128, "validation": 1309, "batch": 32, "epochs": 80},
+        **{"dataset": "digits", "hidden": 32, "examples": 128, "validation": 1309, "batch": 32, "epochs": 40},
         **{"adam": -10, "momentum": -9, "fresh": 8},
     },
     "standard": {

@@ -33,7 +33,7 @@ from experiments import data, models, records
 from optimizers import SGD, Adagrad, Adam, RMSprop
 
 SETTINGS = {  # the first learning rates of the grids are powers of √10
-    "quick": {"dataset": "digits", "hidden": 32, "examples": 1150, "validation": 287, "batch": 50, "epochs": 6},
+    "quick": {"dataset": "digits", "hidden": 32, "examples": 1150, "validation": 287, "batch": 50, "epochs": 4},
     "standard": {
         "dataset": "mnist",
         "hidden": 64,

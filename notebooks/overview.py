@@ -37,7 +37,7 @@ from optimizers.adam import AdamDirection
 from optimizers.rmsprop import RMSpropDirection
 
 SETTINGS = {
-    "quick": {"features": 1000, "examples": 2000, "batch": 20, "epochs": 16},
+    "quick": {"features": 500, "examples": 1000, "batch": 20, "epochs": 16},
     "standard": {"features": 2000, "examples": 4000, "batch": 20, "epochs": 16},
     "paper": {"features": 4000, "examples": 8000, "batch": 20, "epochs": 16},
 }[scale]

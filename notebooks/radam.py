@@ -34,7 +34,7 @@ from optimizers.adam import AdamDirection
 from optimizers.radam import RAdamDirection, rectification, sma_length
 
 SETTINGS = {
-    "quick": {"dataset": "digits", "hidden": [64, 64], "epochs": 4, "beta2": 0.99, "spacing": 4},
+    "quick": {"dataset": "digits", "hidden": [64, 64], "epochs": 3, "beta2": 0.99, "spacing": 4},
     "standard": {"dataset": "mnist", "hidden": [64] * 4, "epochs": 8, "beta2": 0.999, "spacing": 2},
     "paper": {"dataset": "mnist", "hidden": [64] * 4, "epochs": 40, "beta2": 0.999, "spacing": 2},
 }[scale]

@@ -35,7 +35,7 @@ from optimizers.adam import AdamDirection
 from optimizers.rmsprop import RMSpropDirection
 
 SETTINGS = {  # epochs with mini-batches of 16, and steps with full batches
-    "quick": {"dataset": "digits", "examples": 1437, "hidden": [32], "epochs": 3, "steps": 40},
+    "quick": {"dataset": "digits", "examples": 1437, "hidden": [32], "epochs": 2, "steps": 20},
     "standard": {"dataset": "mnist", "examples": 2000, "hidden": [64], "epochs": 8, "steps": 100},
     "paper": {"dataset": "mnist", "examples": 60_000, "hidden": [500, 300], "epochs": 8, "steps": 400},
 }[scale]

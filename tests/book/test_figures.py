@@ -105,3 +105,15 @@ def test_labels_do_not_touch() -> None:
 )
 def test_spread(wanted: list[float], expected: list[float]) -> None:
     assert figures.spread(wanted, 10, 0, 100) == pytest.approx(expected)
+
+
+def test_powers_of_ten_are_plain_text() -> None:
+    fig, axes = figures.figure(1, 2, height=2)
+    for ax, high in zip(axes, (1e3, 0.5), strict=True):
+        ax.plot([1, 2], [2e-3 if high > 1 else 0.2, high])
+        ax.set(yscale="log")
+    svg = figures.markup(fig, alt="Two lines rise.")
+    labels = set(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+    assert {"10⁻²", "10¹"} <= labels, "powers, many decades apart"
+    assert "3×10⁻¹" in labels, "and where an axis has less than one"
+    assert "mathdefault" not in svg

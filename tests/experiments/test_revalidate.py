@@ -483,7 +483,7 @@ def test_times_are_confirmed_only_for_the_same_code(
     capsys.readouterr()
     assert main(["revalidate", "--only", "speed"]) == 2
     out, err = capsys.readouterr()
-    assert out == "standard/speed: not confirmed: its code has changed, and no two runs measure equal times\n"
+    assert out == "standard/speed: not confirmed: its code has changed, and a notebook does not measure it\n"
     assert err.endswith("to measure again: `make benchmark`\n")
     assert runs == []
 

@@ -7,12 +7,11 @@ from .adam import Adam, Adamax
 from .adamw import SGDW, AdamW
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
-from .chain import Chain
 from .clipping import ClipNorm, ClipValue
+from .engine import Chain, Place, Stage, new_run
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
-from .identity import new_run
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
@@ -21,7 +20,6 @@ from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
-from .stage import Place, Stage
 from .weight_decay import L2, DecoupledWeightDecay
 
 __all__ = [

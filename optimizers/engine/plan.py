@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from .compiled import FusedStep
+from .compiled.table import Indexed
+from .eager import Active, Hyper
 from .elementwise import prove
-from .execution import Active, Hyper
-from .fused import FusedStep
-from .fused.table import Indexed
 from .memory import resolved, stands_for_itself, tied
 from .stage import Stage
 from .state import rate, schedule, with_gradients

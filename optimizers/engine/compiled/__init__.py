@@ -1,6 +1,6 @@
 """One pass over memory: the step of a whole parameter group as one call of one compiled function.
 
-`tracing` turns a chain's stages into a list of operations, `c_source` writes it as C, `compiler` makes a function
+`trace` turns a chain's stages into a list of operations, `c` writes it as C, `compiler` makes a function
 of that, and `table` hands it the tensors, where they are. Nothing is copied or laid out anew, so that parameters,
 gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
 """
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..execution import Active, Hyper, Part
+from ..eager import Active, Hyper, Part
 from ..memory import addressable, owns_memory
 from ..stage import Stage
 from ..state import begin, schedule, with_gradients
 from ..tensors import Gradients, local, real
-from .c_source import STORED
+from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
 from .table import Indexed, Table
-from .tracing import Program, Untraceable, form, numbers, trace
+from .trace import Program, Untraceable, form, numbers, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .execution import Active, Hyper
+from .eager import Active, Hyper
 from .stage import select
 
 

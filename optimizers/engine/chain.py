@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
+from .compiled import FusedStep, worth_it
+from .compiled.compiler import find
 from .composition import in_order, refuse_clashes
-from .execution import Active, Hyper, Part, step_differentiably, step_in_place
-from .fused import FusedStep, worth_it
-from .fused.compiler import find
-from .hogwild import step_lock_free
+from .eager import Active, Hyper, Part, step_differentiably, step_in_place, step_lock_free
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
@@ -57,8 +56,8 @@ class Chain(Optimizer):
         capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
-            machine (see :mod:`optimizers.fused`); where that cannot be, it warns and runs eagerly. None compiles
-            where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
+            machine (see :mod:`optimizers.engine.compiled`); where that cannot be, it warns and runs eagerly. None
+            compiles where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -136,8 +136,9 @@ class Chain(Optimizer):
         actives = [self._active(group) for group in groups]
         compiled = {i: self._fused.setdefault(i, FusedStep()) for i, g in enumerate(groups) if self._compiles(g)}
         # All that can be refused is refused before the first parameter moves.
-        indices = [self._indices.of(i, group) for i, group in enumerate(groups)]
-        eager, shared = self._plan.make(groups, indices, actives, self.state, grads, compiled, self._lock_free)
+        eager, shared = self._plan.make(
+            groups, self._indices, actives, self.state, grads, compiled, self._lock_free
+        )
         self._indices.begin()
         for step in compiled.values():
             step.run()
@@ -221,7 +222,7 @@ class Chain(Optimizer):
                     "differentiable=False"
                 )
         for i, group in enumerate(self.param_groups):
-            for index, param in zip(self._indices.of(i, group), group["params"], strict=True):
+            for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
                     begin(self.state[param], param, index, self._active(group), group)
                     for tensor in (param, *self.state[param].values()):

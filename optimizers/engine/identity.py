@@ -30,6 +30,8 @@ from .eager import Hyper
 # Parts of a name that say how a model is wrapped, by DDP, torch.compile, FSDP1 or activation checkpointing.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
+Indexed = dict[int, Tensor]  # parameters of a group by their indices
+
 
 class Run:
     """The parameters that are trained together, each with its index."""
@@ -101,8 +103,11 @@ class Indices:
         self._run = _current.run if draw else None
         self._groups: list[list[int]] = []
 
-    def of(self, i: int, group: Hyper) -> Sequence[int]:
-        """The indices of group `i`, which must have been asked for those before it."""
+    def of(self, i: int, group: Hyper) -> Indexed:
+        """The parameters of group `i` by their indices; the groups before it must have been asked for."""
+        return dict(zip(self._given(i, group), group["params"], strict=True))
+
+    def _given(self, i: int, group: Hyper) -> Sequence[int]:
         params = group["params"]
         if self._run is None:
             return range(len(params))

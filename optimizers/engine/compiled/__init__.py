@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..eager import Active, Hyper, Part
+from ..identity import Indexed
 from ..memory import addressable, owns_memory
 from ..stage import Stage
-from ..state import begin, schedule, with_gradients
+from ..state import begin, schedule
 from ..tensors import Gradients, local, real
 from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
-from .table import Indexed, Table
+from .table import Table
 from .trace import Program, Untraceable, form, numbers, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
@@ -57,12 +58,13 @@ class FusedStep:
         self._key: Any = None
         self._params: Sequence[Tensor] = ()
         self._without: Sequence[Tensor] = ()  # those of them without a gradient
-        self.eager: Indexed = {}  # those that no kernel can advance
+        self.members: Indexed = {}  # those with one
+        self.eager: Indexed = {}  # those of them that no kernel can advance
         self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
         self,
-        indices: Sequence[int],
+        members: Indexed,
         active: Active,
         group: Hyper,
         shared: Hyper,
@@ -74,7 +76,7 @@ class FusedStep:
         """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
-            indices: of the group's parameters, by which their draws differ.
+            members: those of the group's parameters that have a gradient.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
             grads: the step's gradients, all of which were checked.
@@ -89,9 +91,10 @@ class FusedStep:
         known |= {name: float(value) for name, value in shared.items()}
         key = form(active, known), tied
         if key != self._key or not held:
-            self._key, self._params, self.tables, self.eager = None, list(group["params"]), [], {}
+            self._key, self._params, self.members = None, list(group["params"]), members
+            self.tables, self.eager = [], {}
             self._without = [param for param in self._params if param.grad is None]
-            self._lay_out(with_gradients(self._params, indices), active, known, group, states, grads, tied)
+            self._lay_out(members, active, known, group, states, grads, tied)
             self._key = key
             for table in self.tables:
                 table.look(grads)

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from ..eager import Hyper, shard
+from ..identity import Indexed
 from ..memory import addressable, resolved
 from ..tensors import Gradients, local, real
 from .c import c_source
 from .compiler import load
 from .layout import alike, layout
 from .trace import Program
-
-Indexed = dict[int, Tensor]  # parameters of a group by their indices
 
 # With fewer elements in all, a second thread is not worth waking up.
 _ALONE = 1 << 15

@@ -208,9 +208,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-_HERE = Path(__file__).parent
-
-
 def _equation() -> str:
     """The comment above the line of a stage that is being run, or else the line."""
     frame = sys._getframe(1)

@@ -1,5 +1,7 @@
 """Every optimizer of the book, any mix of them, as one real `torch.optim.Optimizer`."""
 
+import sys
+
 from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
 from .adadelta import Adadelta
 from .adagrad import Adagrad
@@ -8,7 +10,7 @@ from .adamw import SGDW, AdamW
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
 from .clipping import ClipNorm, ClipValue
-from .engine import Chain, Place, Stage, new_run
+from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
@@ -21,6 +23,9 @@ from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
 from .weight_decay import L2, DecoupledWeightDecay
+
+# By these names, of before there was an engine, pickles and users' own stages know what is in them.
+sys.modules.update({module.__name__.replace(".engine", ""): module for module in (chain, identity, stage)})
 
 __all__ = [
     "L2",

@@ -1,8 +1,8 @@
 """One pass over memory: the step of a whole parameter group as one call of one compiled function.
 
-`trace` turns a chain's stages into a list of operations, `c` writes it as C, `compiler` makes a function
-of that, and `table` hands it the tensors, where they are. Nothing is copied or laid out anew, so that parameters,
-gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
+`trace` turns a chain's stages into a list of operations, `expressions` and `c` write it as C, `compiler` makes a
+function of that, and `table` hands it the tensors, where they are. Nothing is copied or laid out anew, so that
+parameters, gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
 """
 
 import warnings

@@ -1,5 +1,7 @@
 """Every optimizer of the book, any mix of them, as one real `torch.optim.Optimizer`."""
 
+import sys
+
 from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
 from .adadelta import Adadelta
 from .adagrad import Adagrad
@@ -7,12 +9,11 @@ from .adam import Adam, Adamax
 from .adamw import SGDW, AdamW
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
-from .chain import Chain
 from .clipping import ClipNorm, ClipValue
+from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
-from .identity import new_run
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
@@ -21,8 +22,10 @@ from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
-from .stage import Place, Stage
 from .weight_decay import L2, DecoupledWeightDecay
+
+# By these names, of before there was an engine, pickles and users' own stages know what is in them.
+sys.modules.update({module.__name__.replace(".engine", ""): module for module in (chain, identity, stage)})
 
 __all__ = [
     "L2",

@@ -119,6 +119,14 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("adabound", {"gamma": 0.1, "nesterov": True}),
     ("adabound", {"gamma": 0.1, "amsbound": True}),
     ("aggmo", {"betas": (0.0, 0.5)}),
+    ("lion", {"weight_decay": 0.1, "decay": "schedule"}),
+    ("signum", {"momentum": 0.0}),
+    ("signum", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("adopt", {"clip": False}),
+    ("adopt", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("adabelief", {"nesterov": True, "weight_decay": 0.1}),
+    ("ademamix", {"beta3_warmup": 20, "alpha_warmup": 10}),
+    ("ademamix", {"betas": (0.0, 0.9, 0.99), "beta3_warmup": 20}),
     ("adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.5}),
 ]
 

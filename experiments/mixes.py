@@ -18,7 +18,7 @@ from torch.optim.optimizer import ParamsT
 import optimizers
 from experiments.errors import UserError
 from optimizers import Chain, Stage, new_run
-from optimizers.chain import Options
+from optimizers.engine import Options
 
 EXTENSIONS: Mapping[str, type[Stage]] = {
     "gradient_noise": optimizers.GradientNoise,

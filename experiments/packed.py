@@ -27,7 +27,7 @@ from experiments import runs, training
 from experiments.runs import Settings
 from experiments.training import History
 from optimizers import Chain
-from optimizers.state import begin
+from optimizers.engine.state import begin
 
 WARM_UP = 3  # steps before a capture, in which libraries make their handles and workspaces
 STEPS_A_TURN = 10  # where throughput is measured

@@ -31,9 +31,8 @@ import numpy as np
 import torch
 
 from experiments import data, models, problems, records, stacked, training
-from optimizers import SGD, AdaBound, Adam, Chain
+from optimizers import SGD, AdaBound, Adam, Chain, Place, Stage
 from optimizers.adabound import AdaBoundStep, rate_bounds
-from optimizers.stage import Place, Stage
 from optimizers.weight_decay import L2
 
 SETTINGS = {  # at paper scale the network is the book's CNN

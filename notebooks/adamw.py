@@ -30,8 +30,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments import data, models, problems, records
-from optimizers import SGD, SGDW, Adam, AdamW, Chain
-from optimizers.stage import Place, Stage
+from optimizers import SGD, SGDW, Adam, AdamW, Chain, Place, Stage
 from optimizers.weight_decay import DecoupledWeightDecay
 
 SETTINGS = {  # the grids begin at α = 2^alpha, λ' = 10^(l2 / 2) for Adam, λ = 10^(decay / 2) for AdamW; so many α

@@ -1,5 +1,7 @@
 """Every optimizer of the book, any mix of them, as one real `torch.optim.Optimizer`."""
 
+import sys
+
 from .adabelief import AdaBelief
 from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
 from .adadelta import Adadelta
@@ -10,12 +12,11 @@ from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
-from .chain import Chain
 from .clipping import ClipNorm, ClipValue
+from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
-from .identity import new_run
 from .lion import Lion
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
@@ -27,8 +28,10 @@ from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
 from .schedules import wsd
 from .signum import Signum
-from .stage import Place, Stage
 from .weight_decay import L2, DecoupledWeightDecay
+
+# By these names, of before there was an engine, pickles and users' own stages know what is in them.
+sys.modules.update({module.__name__.replace(".engine", ""): module for module in (chain, identity, stage)})
 
 __all__ = [
     "ADOPT",

@@ -5,8 +5,7 @@ from typing import Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .chain import Chain, Options
-from .stage import Place, Stage
+from .engine import Chain, Options, Place, Stage
 from .weight_decay import by_group
 
 

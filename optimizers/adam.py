@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .chain import Chain, Options
-from .stage import Place, Stage
+from .engine import Chain, Options, Place, Stage
 from .weight_decay import by_group
 
 Betas = tuple[float, float]

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
-from .chain import Chain, Options
+from .engine import Chain, Options
 from .momentum import Momentum
 from .weight_decay import DecoupledWeightDecay
 

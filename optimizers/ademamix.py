@@ -7,8 +7,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .chain import Chain, Options
-from .stage import Place, Stage, select
+from .engine import Chain, Options, Place, Stage, select
 from .weight_decay import DecoupledWeightDecay
 
 ThreeBetas = tuple[float, float, float]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .stage import Place, Stage
+from .engine import Place, Stage
 
 
 class ClipNorm(Stage):

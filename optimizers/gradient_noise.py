@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .random import SEED, normal
-from .stage import Place, Stage
+from .engine import SEED, Place, Stage, normal
 
 
 class GradientNoise(Stage):
@@ -25,7 +24,7 @@ class GradientNoise(Stage):
         gamma: γ, how fast the variance falls, in [0, ∞); 0 for not at all.
         seed: a whole number in [0, 2⁶³); noise is a function of it, the step, the coordinate and the parameter: of
             its name, or of its place among all that are trained together, by one optimizer or by several (see
-            `optimizers.identity`).
+            `optimizers.engine.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from .validation import check
+from .engine import check
 
 # Layers whose parameters are a scale and a shift of what is already normalized.
 NORMS = (

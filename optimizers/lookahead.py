@@ -4,15 +4,12 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .stage import Place, Stage, select
-
-if TYPE_CHECKING:
-    from .chain import Chain
+from .engine import Chain, Place, Stage, select
 
 
 class Lookahead(Stage):
@@ -106,7 +103,7 @@ class Lookahead(Stage):
 
     @staticmethod
     @contextmanager
-    def slow_weights(optimizer: "Chain") -> Iterator[None]:
+    def slow_weights(optimizer: Chain) -> Iterator[None]:
         """Put the slow weights in the parameters' place: ``with Lookahead.slow_weights(optimizer): evaluate()``.
 
         They are what the paper evaluates. A parameter that has none yet, or whose group does without Lookahead,

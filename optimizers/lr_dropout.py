@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .random import SEED, uniform
-from .stage import Place, Stage
+from .engine import SEED, Place, Stage, uniform
 
 
 class LearningRateDropout(Stage):
@@ -25,7 +24,7 @@ class LearningRateDropout(Stage):
         keep: p, the probability that a coordinate moves, in (0, 1]; 1 masks nothing.
         seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the coordinate and the parameter:
             of its name, or of its place among all that are trained together, by one optimizer or by several (see
-            `optimizers.identity`).
+            `optimizers.engine.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
@@ -63,7 +62,7 @@ class GradientDropout(Stage):
         keep: p, the probability that a coordinate of the gradient counts, in (0, 1]; 1 masks nothing.
         seed: a whole number in [0, 2⁶³); the mask is a function of it, the step, the coordinate and the parameter:
             of its name, or of its place among all that are trained together, by one optimizer or by several (see
-            `optimizers.identity`).
+            `optimizers.engine.identity`).
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.

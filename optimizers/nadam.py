@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .adam import Betas, first_moment, moments, nesterov_average
-from .chain import Chain, Options
-from .stage import Place, Stage
+from .engine import Chain, Options, Place, Stage
 from .weight_decay import DecoupledWeightDecay, by_group
 
 

@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .adam import Betas, first_moment, moments
-from .chain import Chain, Options
-from .stage import Place, Stage, select
+from .engine import Chain, Options, Place, Stage, select
 from .weight_decay import DecoupledWeightDecay, by_group
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .adam import Adam
 from .adamw import SGDW, AdamW
-from .chain import Chain
+from .engine import Chain
 from .gradient_noise import GradientNoise
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout

@@ -6,9 +6,8 @@ from typing import Any, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .chain import Chain, Options
+from .engine import Chain, Options, Place, Stage
 from .momentum import Momentum
-from .stage import Place, Stage
 from .weight_decay import by_group
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .stage import Place, Stage
+from .engine import Place, Stage
 
 
 class L2(Stage):

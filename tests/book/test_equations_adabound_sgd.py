@@ -14,9 +14,8 @@ import pytest
 import sympy
 import torch
 
-from optimizers import SGD, AdaBound, Adam, Chain
+from optimizers import SGD, AdaBound, Adam, Chain, Place, Stage
 from optimizers.adabound import AdaBoundStep, rate_bounds
-from optimizers.stage import Place, Stage
 
 from .conftest import ROOT
 from .equations import Chapter

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.problems import Quadratic
-from optimizers import SGD, SGDW, Adam, AdamW, Chain
-from optimizers.stage import Place, Stage
+from optimizers import SGD, SGDW, Adam, AdamW, Chain, Place, Stage
 from optimizers.weight_decay import L2, DecoupledWeightDecay
 
 from .equations import Chapter

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments import models
 from experiments.problems import Quadratic
 from optimizers import SGD, Adam, GradientNoise
-from optimizers.random import _mix, normal, uniform
+from optimizers.engine.random import _mix, normal, uniform
 
 from .equations import Chapter
 

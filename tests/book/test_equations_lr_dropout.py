@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.problems import Quadratic
 from optimizers import SGD, Adam, Chain, GradientDropout, LearningRateDropout
-from optimizers.random import uniform
+from optimizers.engine.random import uniform
 
 from .equations import Chapter
 

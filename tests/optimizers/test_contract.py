@@ -28,8 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import lr_scheduler
 
 import optimizers
-from optimizers import GradientDropout, GradientNoise, LearningRateDropout, Lookahead, Place, Stage
-from optimizers.chain import Chain
+from optimizers import Chain, GradientDropout, GradientNoise, LearningRateDropout, Lookahead, Place, Stage
 
 # Every extension at a setting at which it does something within a few steps, and at its neutral one.
 EXTENSIONS: dict[str, tuple[Callable[[], Stage], Callable[[], Stage]]] = {
@@ -478,7 +477,7 @@ def test_memory_layout_and_slices_do_not_matter(case: Case, monkeypatch: pytest.
     tolerance = 1e-6 if case.fused and "noise" in case.mix else 0
     assert close(run(case.make(turned), turned, range(2)), expected, tolerance)
     assert turned[0].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr("optimizers.execution.SLICE", 8)
+    monkeypatch.setattr("optimizers.engine.eager.SLICE", 8)
     assert same(run(case.make(sliced), sliced, range(2)), expected)
 
 

@@ -20,8 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
-from optimizers import ClipNorm, GradientDropout, GradientNoise, LearningRateDropout, Lookahead
-from optimizers.chain import Chain
+from optimizers import Chain, ClipNorm, GradientDropout, GradientNoise, LearningRateDropout, Lookahead
 
 STEPS = 5
 EXTENSIONS: dict[str, tuple[Any, ...]] = {

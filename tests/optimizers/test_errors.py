@@ -30,8 +30,8 @@ from optimizers import (
     Stage,
 )
 from optimizers.adam import AdamDirection
+from optimizers.engine import check
 from optimizers.momentum import Momentum
-from optimizers.validation import check
 
 
 def parameters() -> list[nn.Parameter]:

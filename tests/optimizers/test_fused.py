@@ -19,18 +19,19 @@ import optimizers
 from optimizers import (
     SGD,
     Adam,
+    Chain,
     ClipNorm,
     ClipValue,
     GradientDropout,
     GradientNoise,
     LearningRateDropout,
     Lookahead,
+    Place,
+    Stage,
 )
-from optimizers import fused as fused_step
-from optimizers.chain import Chain
-from optimizers.fused import compiler, table
-from optimizers.fused.c_source import c_source
-from optimizers.stage import Place, Stage
+from optimizers.engine import compiled as fused_step
+from optimizers.engine.compiled import compiler, table
+from optimizers.engine.compiled.c import c_source
 
 SHAPES = ((7,), (40, 50), (), (3, 4, 5, 5), (1,))
 

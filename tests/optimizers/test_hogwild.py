@@ -15,15 +15,16 @@ import optimizers
 from optimizers import (
     SGD,
     Adam,
+    Chain,
     ClipNorm,
     GradientDropout,
     GradientNoise,
     LearningRateDropout,
     Lookahead,
+    Place,
+    Stage,
     run_hogwild,
 )
-from optimizers.chain import Chain
-from optimizers.stage import Place, Stage
 
 STARTS = [[[0.5, -1.0], [2.0, 0.25], [-0.75, 1.5], [1.0, 1.0]], [1.0, -2.0], 0.5]
 

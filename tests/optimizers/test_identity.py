@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import SGD, Adam, Chain, GradientDropout, GradientNoise, LearningRateDropout
-from optimizers.random import normal
+from optimizers.engine.random import normal
 
 SIZE = 200
 both = pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimizers.random import _mix, bits, normal, uniform
+from optimizers.engine.random import _mix, bits, normal, uniform
 
 N = 10_000_000
 SEED, INDEX, STEP = 11, 2, 7

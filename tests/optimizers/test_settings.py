@@ -263,8 +263,8 @@ def test_a_group_that_is_in_order_is_not_looked_at_again(fused: bool, monkeypatc
     optimizer, _ = make(fused)
     optimizer.step()
     looked: list[Any] = []
-    monkeypatch.setattr("optimizers.settings.check", lambda name, *_: looked.append(name))
-    monkeypatch.setattr("optimizers.stage.check", lambda name, *_: looked.append(name))
+    monkeypatch.setattr("optimizers.engine.settings.check", lambda name, *_: looked.append(name))
+    monkeypatch.setattr("optimizers.engine.stage.check", lambda name, *_: looked.append(name))
     optimizer.step()
     assert looked == []
     optimizer.param_groups[0]["lr"] = 0.5  # as a scheduler does

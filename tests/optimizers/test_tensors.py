@@ -13,8 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import optimizers
-from optimizers import SGD, Adam, ClipNorm, GradientNoise
-from optimizers.chain import Chain
+from optimizers import SGD, Adam, Chain, ClipNorm, GradientNoise
 
 BOTH = pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
 MODES = ["eager", "compiled", "differentiable", "hogwild", "mixed"]
@@ -62,7 +61,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_lazy_view_steps_as_the_tensor_that_it_stands_for(
     rule: Any, view: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimizers.execution.SLICE", 4)
+    monkeypatch.setattr("optimizers.engine.eager.SLICE", 4)
     start = torch.randn(4, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
     lazy = nn.Parameter(VIEWS[view](start.clone()))
     assert lazy.is_conj() or lazy.is_neg()
@@ -363,7 +362,7 @@ def test_memory_that_comes_to_be_shared_is_noticed(fused: bool) -> None:
 @BOTH
 def test_gradients_that_are_views_of_parameters(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the parameter itself, in its place or shifted by one, and of one that has moved before or moves after."""
-    monkeypatch.setattr("optimizers.execution.SLICE", 4)
+    monkeypatch.setattr("optimizers.engine.eager.SLICE", 4)
     start = torch.arange(1.0, 21.0)
     whole = start.clone()
     a, b = nn.Parameter(whole[:10]), nn.Parameter(torch.full((10,), 2.0))

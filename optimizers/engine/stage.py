@@ -37,14 +37,14 @@ class Stage:
     - ``memory``: all its tensors as a tuple, for a stage whose number of tensors is a hyper-parameter;
     - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
     - ``schedule``: the learning rate as a multiple of the one before any scheduler changed it;
-    - for noise: ``index`` (which parameter it is, see `optimizers.identity`) and ``coordinate`` (int64, the
+    - for noise: ``index`` (which parameter it is, see `identity`) and ``coordinate`` (int64, the
       position of each element in it);
     - whatever `before` returned.
 
     It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the order
     of `state`, with None for one that is not in use. What it makes of a coordinate depends on that coordinate
     alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
-    `optimizers.elementwise`.)
+    `elementwise`.)
     """
 
     place: ClassVar[Place]
@@ -81,7 +81,7 @@ class Stage:
             cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
 
     def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """Hyper-parameters in Python's own types, as :func:`optimizers.validation.plain` makes them."""
+        """Hyper-parameters in Python's own types, as `validation.plain` makes them."""
         ranges = self.ranges
         return {name: plain(value, ranges[name]) if name in ranges else value for name, value in hyper.items()}
 

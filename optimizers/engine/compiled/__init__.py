@@ -1,8 +1,8 @@
 """One pass over memory: the step of a whole parameter group as one call of one compiled function.
 
-`tracing` turns a chain's stages into a list of operations, `c_source` writes it as C, `compiler` makes a function
-of that, and `table` hands it the tensors, where they are. Nothing is copied or laid out anew, so that parameters,
-gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
+`trace` turns a chain's stages into a list of operations, `expressions` and `c` write it as C, `compiler` makes a
+function of that, and `table` hands it the tensors, where they are. Nothing is copied or laid out anew, so that
+parameters, gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
 """
 
 import warnings
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..execution import Active, Hyper, Part
+from ..eager import Active, Hyper, Part
+from ..identity import Indexed
 from ..memory import addressable, owns_memory
 from ..stage import Stage
-from ..state import begin, schedule, with_gradients
+from ..state import begin, schedule
 from ..tensors import Gradients, local, real
-from .c_source import STORED
+from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
-from .table import Indexed, Table
-from .tracing import Program, Untraceable, form, numbers, trace
+from .table import Table
+from .trace import Program, Untraceable, form, numbers, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
@@ -57,12 +58,13 @@ class FusedStep:
         self._key: Any = None
         self._params: Sequence[Tensor] = ()
         self._without: Sequence[Tensor] = ()  # those of them without a gradient
-        self.eager: Indexed = {}  # those that no kernel can advance
+        self.members: Indexed = {}  # those with one
+        self.eager: Indexed = {}  # those of them that no kernel can advance
         self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
         self,
-        indices: Sequence[int],
+        members: Indexed,
         active: Active,
         group: Hyper,
         shared: Hyper,
@@ -74,7 +76,7 @@ class FusedStep:
         """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
-            indices: of the group's parameters, by which their draws differ.
+            members: those of the group's parameters that have a gradient.
             active, group, shared: as for an eager step.
             states: the optimizer's state.
             grads: the step's gradients, all of which were checked.
@@ -89,9 +91,10 @@ class FusedStep:
         known |= {name: float(value) for name, value in shared.items()}
         key = form(active, known), tied
         if key != self._key or not held:
-            self._key, self._params, self.tables, self.eager = None, list(group["params"]), [], {}
+            self._key, self._params, self.members = None, list(group["params"]), members
+            self.tables, self.eager = [], {}
             self._without = [param for param in self._params if param.grad is None]
-            self._lay_out(with_gradients(self._params, indices), active, known, group, states, grads, tied)
+            self._lay_out(members, active, known, group, states, grads, tied)
             self._key = key
             for table in self.tables:
                 table.look(grads)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..execution import Active, Hyper, Part, advance
+from ..eager import Active, Hyper, Part, advance
 
 _SIZE = (2,)  # of the tensors that stand for a parameter and its state: any size other than that of a number
 
@@ -206,9 +206,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations.append(Operation(name, arguments, value, _equation()))
         self._values[id(result)] = result, value
         return result
-
-
-_HERE = Path(__file__).parent
 
 
 def _equation() -> str:

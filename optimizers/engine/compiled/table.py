@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..execution import Hyper, shard
+from ..eager import Hyper, shard
+from ..identity import Indexed
 from ..memory import addressable, resolved
 from ..tensors import Gradients, local, real
-from .c_source import c_source
+from .c import c_source
 from .compiler import load
 from .layout import alike, layout
-from .tracing import Program
-
-Indexed = dict[int, Tensor]  # parameters of a group by their indices
+from .trace import Program
 
 # With fewer elements in all, a second thread is not worth waking up.
 _ALONE = 1 << 15

@@ -1,7 +1,7 @@
 """Randomness as a pure function of (seed, parameter, step, coordinate).
 
 A draw is decided by the seed of the extension, the index of the parameter (its name, or its place among all that
-are trained together: see `optimizers.identity`), the parameter's own step, and the coordinate's position in it.
+are trained together: see `identity`), the parameter's own step, and the coordinate's position in it.
 
 No generator, no state: the same arguments give the same number in eager or compiled execution, on any device, after
 a resume or a copy, and torch's global generator is never touched. Every number comes from hashing its own counter,
@@ -53,7 +53,7 @@ def bits(seed: int, index: int, step: float | Tensor, coordinate: Tensor, stream
 
     Args:
         seed: the extension's seed, a whole number or a 0-d tensor of one, as the two that follow.
-        index: which parameter it is, as `optimizers.identity` says.
+        index: which parameter it is, as `identity` says.
         step: 1 at the first step.
         coordinate: int64 positions in the whole (unsharded) parameter, row by row.
         stream: tells independent draws for the same coordinate apart.

@@ -1,6 +1,6 @@
 """Which parameter is which: the index by which the draws of one parameter differ from those of all others.
 
-Noise is a function of a seed, a parameter's index, its step and the coordinate (see `optimizers.random`). The index
+Noise is a function of a seed, a parameter's index, its step and the coordinate (see `random`). The index
 must be the same in every process that trains the model, in every repetition of the run and after a resume, and no
 two parameters that are trained together may share one, though each may have an optimizer of its own. It is
 
@@ -25,10 +25,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .execution import Hyper
+from .eager import Hyper
 
 # Parts of a name that say how a model is wrapped, by DDP, torch.compile, FSDP1 or activation checkpointing.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+Indexed = dict[int, Tensor]  # parameters of a group by their indices
 
 
 class Run:
@@ -101,8 +103,11 @@ class Indices:
         self._run = _current.run if draw else None
         self._groups: list[list[int]] = []
 
-    def of(self, i: int, group: Hyper) -> Sequence[int]:
-        """The indices of group `i`, which must have been asked for those before it."""
+    def of(self, i: int, group: Hyper) -> Indexed:
+        """The parameters of group `i` by their indices; the groups before it must have been asked for."""
+        return dict(zip(self._given(i, group), group["params"], strict=True))
+
+    def _given(self, i: int, group: Hyper) -> Sequence[int]:
         params = group["params"]
         if self._run is None:
             return range(len(params))

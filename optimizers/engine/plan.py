@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from .compiled import FusedStep
+from .eager import Active, Hyper
 from .elementwise import prove
-from .execution import Active, Hyper
-from .fused import FusedStep
-from .fused.table import Indexed
+from .identity import Indexed, Indices
 from .memory import resolved, stands_for_itself, tied
 from .stage import Stage
-from .state import rate, schedule, with_gradients
+from .state import rate, schedule
 from .tensors import Gradients, check, local, refuse_sparse
 
 Groups = Sequence[Hyper]
@@ -28,7 +28,7 @@ class Plan:
     def make(
         self,
         groups: Groups,
-        indices: Sequence[Sequence[int]],
+        indices: Indices,
         actives: Sequence[Active],
         states: States,
         grads: Gradients,
@@ -39,11 +39,11 @@ class Plan:
 
         Args:
             groups, states: the optimizer's.
-            indices: of each group's parameters (see `identity`).
+            indices: of the groups' parameters.
             actives: the stages that do something, by group.
             grads: the step's gradients.
             compiled: the steps of the groups that are compiled, which are made ready.
-            lock_free: the step is Hogwild's.
+            lock_free: the step is that of one of several processes that share all memory.
 
         Returns:
             The parameters of each group that are to be stepped eagerly, by index, and what stages have computed
@@ -54,10 +54,11 @@ class Plan:
             ValueError: a stage is not elementwise.
         """
         held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
-        eager: list[Indexed] = [
-            compiled[i].eager if i in held else with_gradients(group["params"], indices[i])
+        members = [
+            compiled[i].members if i in held else _with_gradients(indices.of(i, group))
             for i, group in enumerate(groups)
         ]
+        eager = [compiled[i].eager if i in held else params for i, params in enumerate(members)]
         for active, params in zip(actives, eager, strict=True):
             _check(params.values(), active, states, grads, lock_free)
         shared = _shared(groups, actives, grads)
@@ -72,8 +73,12 @@ class Plan:
             self._tied = _tied(groups, states, grads)
         self._places = places
         for i, step in compiled.items():
-            eager[i] = step.prepare(indices[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
+            eager[i] = step.prepare(members[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
         return eager, shared
+
+
+def _with_gradients(params: Indexed) -> Indexed:
+    return {index: param for index, param in params.items() if param.grad is not None}
 
 
 def _check(params: Iterable[Tensor], active: Active, states: States, grads: Gradients, lock_free: bool) -> None:

@@ -1,12 +1,12 @@
 """What an optimizer remembers per parameter: how it begins, where it lives, what a checkpoint makes of it."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .execution import Active, Hyper
+from .eager import Active, Hyper
 from .stage import select
 
 
@@ -26,11 +26,6 @@ def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper)
                 # A differentiable step follows the parameter into what is remembered of it.
                 origin = param.clone() if group["differentiable"] else param.detach()
                 state[name] = part.stage.initial(name, origin)
-
-
-def with_gradients(params: Iterable[Tensor], indices: Iterable[int]) -> dict[int, Tensor]:
-    """Those of a group's parameters that have a gradient, by their indices."""
-    return {index: param for index, param in zip(indices, params, strict=True) if param.grad is not None}
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
+from .compiled import FusedStep, worth_it
+from .compiled.compiler import find
 from .composition import in_order, refuse_clashes
-from .execution import Active, Hyper, Part, step_differentiably, step_in_place
-from .fused import FusedStep, worth_it
-from .fused.compiler import find
-from .hogwild import step_lock_free
+from .eager import Active, Hyper, Part, step_differentiably, step_in_place, step_lock_free
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
@@ -57,8 +56,8 @@ class Chain(Optimizer):
         capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
-            machine (see :mod:`optimizers.fused`); where that cannot be, it warns and runs eagerly. None compiles
-            where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
+            machine (see :mod:`optimizers.engine.compiled`); where that cannot be, it warns and runs eagerly. None
+            compiles where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -137,8 +136,9 @@ class Chain(Optimizer):
         actives = [self._active(group) for group in groups]
         compiled = {i: self._fused.setdefault(i, FusedStep()) for i, g in enumerate(groups) if self._compiles(g)}
         # All that can be refused is refused before the first parameter moves.
-        indices = [self._indices.of(i, group) for i, group in enumerate(groups)]
-        eager, shared = self._plan.make(groups, indices, actives, self.state, grads, compiled, self._lock_free)
+        eager, shared = self._plan.make(
+            groups, self._indices, actives, self.state, grads, compiled, self._lock_free
+        )
         self._indices.begin()
         for step in compiled.values():
             step.run()
@@ -222,7 +222,7 @@ class Chain(Optimizer):
                     "differentiable=False"
                 )
         for i, group in enumerate(self.param_groups):
-            for index, param in zip(self._indices.of(i, group), group["params"], strict=True):
+            for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
                     begin(self.state[param], param, index, self._active(group), group)
                     for tensor in (param, *self.state[param].values()):

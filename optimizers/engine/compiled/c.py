@@ -3,53 +3,16 @@
 Two functions make the kernel. `prepare` counts a parameter's step and computes the numbers that hold for all of its
 coordinates (bias corrections and the like), in double precision. `advance` is the rule itself, one coordinate after
 the other, in the precision of the tensors; the compiler makes vectors of it. What is around them is the same for
-every chain, and stands in `_FRAME`.
+every chain, and stands in `_FRAME`; the operations in both are written by `expressions`.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from .tracing import Operation, Program, Untraceable, Value
+from .expressions import Expressions
+from .trace import Program, Value
 
-# How an operation is written, once its operands are of one type; {f} is the suffix of that type's C functions.
-_INFIX = dict(add="+", sub="-", mul="*", div="/", lt="<", gt=">", le="<=", ge=">=", eq="==", ne="!=")
-_INFIX |= dict(bitwise_and="&", bitwise_or="|", bitwise_xor="^", logical_and="&&", logical_or="||")
-_INFIX |= {"__and__": "&", "__or__": "|", "__xor__": "^", "__rshift__": ">>", "__lshift__": "<<"}
-_INFIX |= dict(bitwise_right_shift=">>", bitwise_left_shift="<<")
-_WRITTEN = {name: f"{{0}} {symbol} {{1}}" for name, symbol in _INFIX.items()}
-_WRITTEN |= {name: f"{name}{{f}}({{0}})" for name in ("sqrt", "exp", "log", "sin", "cos", "tanh", "floor")}
-_WRITTEN |= dict.fromkeys(("_to_copy", "clone", "detach", "alias", "full_like", "full", "scalar_tensor"), "{0}")
-_WRITTEN |= {
-    "rsub": "{1} - {0}",
-    "neg": "-{0}",
-    "abs": "fabs{f}({0})",
-    "rsqrt": "1 / sqrt{f}({0})",
-    "reciprocal": "1 / {0}",
-    "sign": "({0} > 0) - ({0} < 0)",
-    "pow": "pow{f}({0}, {1})",
-    "remainder": "{0} - {1} * floor{f}({0} / {1})",
-    # As in torch, what is not a number stays so.
-    "maximum": "{0} > {1} || {0} != {0} ? {0} : {1}",
-    "minimum": "{0} < {1} || {0} != {0} ? {0} : {1}",
-    "where": "{0} ? {1} : {2}",
-    "logical_not": "!{0}",
-    "bitwise_not": "!{0}",  # of booleans; of whole numbers see below
-    "zeros_like": "0",
-    "ones_like": "1",
-}
-_POWERS = {2: "{0} * {0}", 0.5: "sqrt{f}({0})", 1: "{0}", 3: "{0} * {0} * {0}", -1: "1 / {0}"}
-_PREDICATES = ("lt", "gt", "le", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not")
-
-_TYPES = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.int32: "int32_t",
-    torch.int64: "int64_t",
-    torch.bool: "int",
-}
 # 16-bit floats are stored as such and computed with as float.
 STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 
@@ -150,17 +113,16 @@ def c_source(program: Program, stored: Sequence[torch.dtype]) -> str:
     Raises:
         Untraceable: the program has an operation for which there is no C here.
     """
-    return _Writer(program, stored).text()
+    return _Kernel(program, stored).text()
 
 
-class _Writer:
+class _Kernel:
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         self.program = program
         param, grad, *state = (STORED[dtype] for dtype in stored)
         self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
         self.gates = self._gates()
-        # The numbers that `advance` is given: their types there, and how `prepare` writes them.
-        self.handed_over: dict[str, tuple[str, str]] = {}
+        self.expressions = Expressions(program.operations)
         used = {a.name for op in program.operations for a in op.args if isinstance(a, Value)}
         self.counts = "coordinate" in used
         self.prepares_once = "index" not in used and not program.scalars
@@ -169,7 +131,7 @@ class _Writer:
         advance = self._advance()  # says which numbers it needs from `prepare`
         fields = [f"{kind} *{name};" for name, kind in self.stored.items() if name != "grad"]
         fields += [f"float *{name};" for name in self.program.scalars]
-        numbers = [f"{kind} {name};" for name, (kind, _) in self.handed_over.items()]
+        numbers = [f"{kind} {name};" for name, (kind, _) in self.expressions.handed_over.items()]
         parts = [
             _INCLUDES,
             _BFLOAT16 if "bfloat16" in self.stored.values() else "",
@@ -193,11 +155,11 @@ class _Writer:
         lines += [f"const double {name} = *at->{name};" for name in self.program.scalars]
         lines += [f"const double {name} = real[{i}];" for i, name in enumerate(self.program.reals)]
         lines += [f"const int64_t {name} = whole[{i}];" for i, name in enumerate(self.program.wholes)]
-        lines += self._statements(elementwise=False)
+        lines += self.expressions.statements(elementwise=False)
         for name, value in self.program.stores:
             if name in self.program.scalars:
-                lines.append(f"*at->{name} = {self._operand(value, torch.float32)};")
-        given = [f".{name} = ({kind}){text}" for name, (kind, text) in self.handed_over.items()]
+                lines.append(f"*at->{name} = {self.expressions.operand(value, torch.float32)};")
+        given = [f".{name} = ({kind}){text}" for name, (kind, text) in self.expressions.handed_over.items()]
         lines.append(f"return (numbers){{{', '.join(given) or '0'}}};")
         head = (
             "static numbers prepare(const row *at, float *count, int64_t index, const double *real,\n"
@@ -213,17 +175,19 @@ class _Writer:
             loads.append(f"const {computed} {name} = {f'load({element})' if kind == 'bfloat16' else element};")
         if self.counts:
             loads.append("const int64_t coordinate = at_begin + (i - begin) * stride;")
-        body = self._statements(elementwise=True)
+        body = self.expressions.statements(elementwise=True)
         for name, value in self.program.stores:
             if name in self.stored and not (isinstance(value, Value) and value.name == name):
                 kind = self.stored[name]
-                result = self._operand(value, torch.float64 if kind == "double" else torch.float32, in_loop=True)
+                result = self.expressions.operand(
+                    value, torch.float64 if kind == "double" else torch.float32, in_loop=True
+                )
                 store = f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};"
                 stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
         pointers = [f"{self.stored[name]} *restrict const {name}_at = at->{name};" for name in self.program.names]
         numbers = [
             f"const {kind} {name} = given->{name};"
-            for name, (kind, _) in self.handed_over.items()
+            for name, (kind, _) in self.expressions.handed_over.items()
             if name not in self.gates.values()
         ]
         loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
@@ -265,83 +229,6 @@ class _Writer:
                     gates[name] = condition.name
         return gates if len(set(gates.values())) <= 2 else {}
 
-    def _statements(self, elementwise: bool) -> list[str]:
-        lines, equation = [], ""
-        for operation in self.program.operations:
-            if operation.result.elementwise is elementwise:
-                if operation.equation not in ("", equation):
-                    equation = operation.equation
-                    lines.append(f"// {equation}")
-                lines += self._statement(operation, elementwise)
-        return lines
-
-    def _statement(self, operation: Operation, in_loop: bool) -> list[str]:
-        name, args, result = operation.name, operation.args, operation.result
-        dtype = _common(args) if name in _PREDICATES else result.dtype
-        if result.dtype not in _TYPES:
-            raise Untraceable(f"there is no C here for {result.dtype}, which torch's operation {name} gives")
-        kind = _TYPES[result.dtype]
-
-        def written(template: str, *operands: Any) -> str:
-            texts = [
-                self._operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
-                for i, a in enumerate(operands)
-            ]
-            return template.format(*texts, f="f" if dtype == torch.float32 else "")
-
-        if name == "clamp":
-            x, low, high = (*args, None)[:3]
-            raised = Value(f"{result.name}_raised", result.dtype, result.elementwise)
-            lift = written("{0} < {1} ? {1} : {0}", x, low) if low is not None else self._operand(x, dtype, in_loop)
-            lower = written("{0} > {1} ? {1} : {0}", raised, high) if high is not None else raised.name
-            return [f"const {kind} {raised.name} = {lift};", f"const {kind} {result.name} = {lower};"]
-        if name == "bitwise_not" and result.dtype != torch.bool:
-            return [f"const {kind} {result.name} = {written('~{0}', args[0])};"]
-        if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:
-            return [f"const {kind} {result.name} = {written(_POWERS[args[1]], args[0])};"]
-        if name == "div" and in_loop and isinstance(args[1], Value) and not args[1].elementwise:
-            # A division takes several times as long as a product with the reciprocal, taken once.
-            per = f"per_{args[1].name}_{kind}"
-            self.handed_over[per] = kind, f"(1.0 / {args[1].name})"
-            return [f"const {kind} {result.name} = {self._operand(args[0], dtype, in_loop)} * {per};"]
-        if name in ("add", "sub") and len(args) == 3:  # with torch's factor alpha
-            return [f"const {kind} {result.name} = {written(f'{{0}} {_INFIX[name]} {{2}} * {{1}}', *args)};"]
-        if name not in _WRITTEN:
-            raise Untraceable(f"there is no C for torch's operation {name}")
-        return [f"const {kind} {result.name} = {written(_WRITTEN[name], *args)};"]
-
-    def _operand(self, value: Any, dtype: torch.dtype, in_loop: bool = False) -> str:
-        """A value, or a Python number, as it is written where `dtype` is wanted."""
-        kind = _TYPES[dtype]
-        if not isinstance(value, Value):
-            return _literal(value, dtype)
-        if value.elementwise or not in_loop:
-            return value.name if _TYPES[value.dtype] == kind else f"({kind}){value.name}"
-        # A number, cast once and not at every coordinate; under its own name unless it is needed in two types.
-        name = value.name if self.handed_over.get(value.name, (kind,))[0] == kind else f"{value.name}_{kind}"
-        self.handed_over[name] = kind, value.name
-        return name
-
 
 def _block(head: str, lines: Sequence[str], tail: str) -> str:
     return "\n".join([head, *(f"    {line}" for line in lines), tail])
-
-
-def _literal(value: Any, dtype: torch.dtype) -> str:
-    if not dtype.is_floating_point:
-        text = str(int(value))
-    elif math.isfinite(value):
-        text = repr(float(value)) + ("f" if dtype == torch.float32 else "")
-    else:
-        text = "NAN" if math.isnan(value) else "INFINITY" if value > 0 else "-INFINITY"
-    return f"({text})" if text.startswith("-") else text
-
-
-def _common(args: Sequence[Any]) -> torch.dtype:
-    """The type in which operands are compared: numbers take a tensor's, as far as it has room for them."""
-    values = [a for a in args if isinstance(a, Value)]
-    values = [v for v in values if v.elementwise] or values
-    kinds = [torch.bool, torch.int32, torch.int64, torch.float32, torch.float64]
-    common = max((v.dtype for v in values), key=kinds.index)
-    fractions = any(a.dtype.is_floating_point if isinstance(a, Value) else isinstance(a, float) for a in args)
-    return torch.float32 if fractions and not common.is_floating_point else common

@@ -113,6 +113,31 @@ def step_differentiably(
     state.update({name: back(new[name]) for name in names})
 
 
+def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
+    """Advance a parameter and its state where they are, writing no coordinate that the step does not change."""
+    names = [name for part in active for name in part.names]
+    shared = [real(tensor) for tensor in (param, *(state[name] for name in names))]
+    index: tuple[Tensor, ...] | None = None
+    if grad.is_sparse:
+        index, grad, coordinate = entries(param, grad)
+        old = [tensor[index] for tensor in shared]
+    else:
+        coordinate = coordinates(param, shared[0].shape, 0)
+        grad, old = real(grad), [tensor.clone() for tensor in shared]
+    p, memory = old[0], dict(zip(names, old[1:], strict=True))
+    new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate})
+    for tensor, before, after in zip(shared, old, [new_param, *(new[name] for name in names)], strict=True):
+        is_param = tensor is shared[0]
+        change = (after - before if is_param else after).to(tensor.dtype)
+        if index is not None:
+            tensor.index_put_(index, change, accumulate=is_param)
+        else:
+            if tensor.dim() == 0:  # which has no index
+                tensor, before, after, change = tensor[None], before[None], after[None], change[None]
+            at = torch.nonzero(after != before, as_tuple=True)
+            tensor.index_put_(at, change[at], accumulate=is_param)
+
+
 def entries(param: Tensor, grad: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
     """Where a sparse gradient has values, the values, in reals, and their coordinates."""
     grad = grad.coalesce()

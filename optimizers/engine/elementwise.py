@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .execution import Active, Hyper, Part
-from .fused import plain
-from .fused.tracing import form
+from .compiled import plain
+from .compiled.trace import form
+from .eager import Active, Hyper, Part
 
 # Whatever is done at every k-th step, for k up to 10 and many others, is done in the second of these.
 _STEPS = (1.0, 126000.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .execution import Hyper
+from .eager import Hyper
 from .stage import Stage
 from .validation import check, plain
 

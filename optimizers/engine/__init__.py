@@ -1,0 +1,9 @@
+"""The machine behind the rules: what a rule's module imports, and nothing that knows a paper."""
+
+from .chain import Chain, Options
+from .identity import new_run
+from .random import SEED, normal, uniform
+from .stage import Place, Stage, select
+from .validation import check
+
+__all__ = ["SEED", "Chain", "Options", "Place", "Stage", "check", "new_run", "normal", "select", "uniform"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from experiments.errors import UserError
 
 # These write down what was measured and change no number of it.
-BOOKKEEPING = frozenset({"experiments.records", "experiments.code_hash", "experiments.errors"})
+BOOKKEEPING = frozenset({f"experiments.{name}" for name in ("records", "provenance", "code_hash", "errors")})
 SCALES = ("quick", "standard", "paper")  # in rising order
 Loop = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp  # which has names of its own
 

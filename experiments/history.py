@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import code_hash, records
+from experiments import code_hash, provenance, records
 from experiments.errors import UserError
 from experiments.records import Record
 
@@ -41,11 +41,15 @@ def base_of(record: Record, folder: Path) -> Base:
     if not clean:
         what = f"changes to commit {original['commit'][:10]} that" if original["commit"] else "code that"
         raise UserError(f"it was measured with {what} nobody committed")
-    there = (one for one in clean if records.git("cat-file", "-e", f"{one['commit']}^{{commit}}") is not None)
+    there = (
+        one
+        for one in clean
+        if provenance.git(records.ROOT, "cat-file", "-e", f"{one['commit']}^{{commit}}") is not None
+    )
     found = next(there, None)
     if found is None:
         commit = clean[0]["commit"][:10]
-        if records.git("rev-parse", "--is-shallow-repository") == "true":
+        if provenance.git(records.ROOT, "rev-parse", "--is-shallow-repository") == "true":
             raise ShallowError(f"this clone is shallow and lacks commit {commit}: run `git fetch --unshallow`")
         raise UserError(f"the commit of its code, {commit}, is not in this clone")
     base = Base(found["commit"], _unpack(found["commit"], folder))
@@ -75,6 +79,6 @@ def _unpack(commit: str, folder: Path) -> Path:
     if not root.exists():
         index = {"GIT_INDEX_FILE": str(folder / f"{commit}.index")}
         for arguments in (["read-tree", commit], ["checkout-index", "--all", f"--prefix={root}/"]):
-            if records.git(*arguments, **index) is None:
+            if provenance.git(records.ROOT, *arguments, **index) is None:
                 raise UserError(f"git cannot unpack commit {commit[:10]}: see what `git fsck` says")
     return root

@@ -7,13 +7,10 @@ import datetime
 import difflib
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments import code_hash, environment
+from experiments import code_hash, provenance
 from experiments.errors import RecordError
 
 if TYPE_CHECKING:  # reading a record needs no torch, whose import takes two seconds
@@ -30,9 +27,7 @@ if TYPE_CHECKING:  # reading a record needs no torch, whose import takes two sec
 FORMAT = 1
 SCALES = code_hash.SCALES
 MAX_POINTS = 200
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 ROOT = Path(os.environ.get("BOOK_ROOT") or Path(__file__).resolve().parents[1])
-CODE = ("benchmarks", "experiments", "notebooks", "optimizers")  # what the numbers come from
 
 
 class Command(NamedTuple):
@@ -158,15 +153,15 @@ def new(
 
     torch.set_num_threads(threads)
     plain = {key: _plain(value, f"parameter {key!r}") for key, value in parameters.items()}
-    provenance = {
-        **commit(),
+    origin = {
+        **provenance.commit(ROOT),
         "code_hash": code_today(slug, scale),
         "data": {},
-        **machine(str(plain.get("device", "cpu"))),
+        **provenance.machine(str(plain.get("device", "cpu"))),
         "threads": threads,
         "precision": precision,
     }
-    return Record(slug, scale, plain, provenance=provenance)
+    return Record(slug, scale, plain, provenance=origin)
 
 
 def write(record: Record, out: str | Path) -> Path:
@@ -300,56 +295,3 @@ def _plain(value: Any, what: str) -> Any:
         case list() | tuple() | range():
             return [_plain(item, what) for item in value]
     raise ValueError(f"{what} is a {type(value).__name__}; a record holds numbers, text, and lists of them")
-
-
-def _version(package: str) -> str | None:
-    """Its version; None where it is not installed, as on a machine with a GPU that has torch and little else."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def git(*arguments: str, **given: str) -> str | None:
-    """What git prints of the repository whose root this is; None if it fails, or where there is none of either.
-
-    Whoever owns it, and not one around an archive that was unpacked in it. `given` are variables for git.
-    """
-    root = ROOT.resolve()
-    command = ["git", "-C", str(root), "-c", f"safe.directory={root}", *arguments]
-    env = environment.child(GIT_CEILING_DIRECTORIES=str(root.parent), GIT_OPTIONAL_LOCKS="0", **given)
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, encoding="utf-8", timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def commit() -> dict[str, Any]:
-    """The commit that is checked out, None outside a repository, and whether the code differs from it."""
-    head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", *CODE)
-    return {"commit": head, "dirty": None if head is None else bool(changes)}
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the digits of a number depend on, besides the code."""
-    return {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "device_name": _device_name(device),
-    }
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        cpuinfo = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()

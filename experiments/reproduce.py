@@ -49,7 +49,8 @@ def reproduce(
             _mark(slug, scale).unlink(missing_ok=True)
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
-        with contextlib.nullcontext({}) if elsewhere else warm.server(environment.child()) as variables:
+        with contextlib.ExitStack() as stack:
+            variables = {} if elsewhere else stack.enter_context(warm.server(environment.child()))
             status, shown, unseen = _run(command, variables, held, loud)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return

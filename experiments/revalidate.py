@@ -27,7 +27,7 @@ from typing import Any
 
 import jupytext
 
-from experiments import code_hash, environment, history, records, run
+from experiments import code_hash, environment, history, provenance, records, run
 from experiments.errors import RecordError, UserError
 from experiments.records import Record
 
@@ -43,7 +43,7 @@ def revalidate(scale: str | None = None, only: Sequence[str] = (), jobs: int | N
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs must be 1 or more, not {jobs}")
     paths = _published(scale, only)
-    if records.commit()["commit"] is None:
+    if provenance.commit(records.ROOT)["commit"] is None:
         raise UserError(
             f"records are compared with the code of earlier commits, and git finds none in {records.ROOT}: "
             "work in a clone of the project"
@@ -116,7 +116,7 @@ class _Session:
             raise UserError(f"{source.relative_to(records.ROOT)}, which measured it, is gone")
         base = history.base_of(record, _folder() / "code")
         if code_hash.of_notebook(base.source(slug), base.root, scale) == records.code_today(slug, scale):
-            return {"device_name": records.machine("cpu")["device_name"], "because": f"{base} is the same"}
+            return {"device_name": provenance.machine("cpu")["device_name"], "because": f"{base} is the same"}
         if slug in records.COMMANDS:
             raise UserError("its code has changed, and a notebook does not measure it")
         # Where nothing that counts at this scale differs in the notebook, both codes run today's: its settings at
@@ -167,7 +167,7 @@ class _Session:
                 break
         with contextlib.suppress(RecordError):  # none, or damaged: as good as none
             record = records.read(path)
-            here = records.machine(device)
+            here = provenance.machine(device)
             if not fresh and all(record.provenance.get(key) == value for key, value in here.items()):
                 return record
         self.runs[path] = asyncio.create_task(self.execute(slug, code, book, device, whose))
@@ -252,7 +252,7 @@ def _races(slug: str) -> list[str]:
 def _add(record: Record, path: Path, confirmation: dict[str, Any]) -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     known = record.provenance.setdefault("confirmations", [])
-    known.append({**records.commit(), **confirmation, "date": today})
+    known.append({**provenance.commit(records.ROOT), **confirmation, "date": today})
     records.save(record, path)
 
 

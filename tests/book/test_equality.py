@@ -194,6 +194,71 @@ def adabound_paper(theta, g, t, lr, eta, memory, gamma, final_lr, betas=(0.9, 0.
     return theta - np.clip(lr / np.sqrt(v), *bounds) / math.sqrt(t) * m
 
 
+def lion(theta, g, t, lr, eta, memory, betas, weight_decay=0.0, schedule_decay=0.0):
+    """Chen et al. 2023, Algorithm 2."""
+    m = memory.get("m", 0)
+    memory["m"] = betas[1] * m + (1 - betas[1]) * g
+    step = lr * np.sign(betas[0] * m + (1 - betas[0]) * g)
+    return theta - step - (lr * weight_decay + eta * schedule_decay) * theta
+
+
+def signum(theta, g, t, lr, eta, memory, momentum, weight_decay=0.0):
+    """Bernstein et al. 2018, Algorithm 2, and 1 without momentum; decoupled decay."""
+    m = memory["m"] = momentum * memory.get("m", 0) + (1 - momentum) * g
+    return theta - lr * (np.sign(m) + weight_decay * theta)
+
+
+def adabelief(
+    theta, g, t, lr, eta, memory, eps, inner=None, remembers=True, rectify=False, weight_decay=0.0,
+    betas=(0.9, 0.999),
+):  # fmt: skip
+    """Zhuang et al. 2020, Algorithm 2; optax: its own ε inside; the appendix: ε not remembered; timm: RAdam's r."""
+    m = memory["m"] = betas[0] * memory.get("m", 0) + (1 - betas[0]) * g
+    s = betas[1] * memory.get("s", 0) + (1 - betas[1]) * (g - m) ** 2
+    inside = s + (eps if inner is None else inner)
+    memory["s"] = inside if remembers else s
+    mean, correction = m / (1 - betas[0] ** t), 1 - betas[1] ** t
+    step = mean / (np.sqrt(inside / correction) + eps)
+    if rectify:
+        limit = 2 / (1 - betas[1]) - 1
+        rho = limit - 2 * t * betas[1] ** t / correction
+        square = correction * (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+        step = math.sqrt(square) * mean / (np.sqrt(inside) + eps) if rho >= 5 else mean
+    return theta - lr * (step + weight_decay * theta)
+
+
+def adopt(
+    theta, g, t, lr, eta, memory, clip=0.25, late=0, l2=0.0, weight_decay=0.0, first=False,
+    betas=(0.9, 0.9999), eps=1e-6,
+):  # fmt: skip
+    """The authors' code of Taniguchi et al. 2024; kozistr: a clip a step `late`, decay at the `first` step, too."""
+    g = g + l2 * theta
+    if t == 1:
+        memory |= {"m": 0, "v": g**2}
+        return theta - lr * weight_decay * theta if first else theta
+    ratio = g / np.maximum(np.sqrt(memory["v"]), eps)
+    if clip is not None:
+        ratio = np.clip(ratio, -((t - 1 + late) ** clip), (t - 1 + late) ** clip)
+    m = memory["m"] = betas[0] * memory["m"] + (1 - betas[0]) * ratio
+    memory["v"] = betas[1] * memory["v"] + (1 - betas[1]) * g**2
+    return theta - lr * (m + weight_decay * theta)
+
+
+def ademamix(
+    theta, g, t, lr, eta, memory, alpha, beta3=0.9999, warmup=None, inside=0.0, weight_decay=0.0, l2=0.0,
+    betas=(0.9, 0.999), eps=1e-8,
+):  # fmt: skip
+    """Pagliardini et al. 2025, Algorithm 1; the authors' code adds 1e-8 to β `inside` the logarithm."""
+    m, v = moments(g + l2 * theta, memory, betas)
+    if warmup is not None and t < warmup:
+        alpha *= t / warmup
+        start, end = (math.log(beta + inside) for beta in (betas[0], beta3))
+        beta3 = math.exp(start * end / ((1 - t / warmup) * end + t / warmup * start))
+    slow = memory["slow"] = beta3 * memory.get("slow", 0) + (1 - beta3) * (g + l2 * theta)
+    step = (m / (1 - betas[0] ** t) + alpha * slow) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+    return theta - lr * (step + weight_decay * theta)
+
+
 def lookahead(theta, g, t, lr, eta, memory, momentum, k, alpha, late=False):
     """Zhang et al. 2019, Algorithm 1, around torch's SGD; `late`: jettify, φ from θ₁, at the steps 1, k + 1, …"""
     fast = trace(theta, g, t, lr, eta, memory, momentum, False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import code_hash, environment, records, run
+from experiments import code_hash, environment, provenance, records, run
 
 from .conftest import REPOSITORY
 
@@ -210,12 +210,12 @@ def test_git_is_asked_about_this_repository_only(root: Path, monkeypatch: pytest
     inner = root / "inner"
     inner.mkdir()
     monkeypatch.setattr(records, "ROOT", inner)
-    assert records.commit() == {"commit": None, "dirty": None}
+    assert provenance.commit(records.ROOT) == {"commit": None, "dirty": None}
     git("init", "-q", folder=inner)
     git("commit", "-q", "--allow-empty", "-m", "inner", folder=inner)
     monkeypatch.setenv("GIT_DIR", str(root / ".git"))
     monkeypatch.setenv("GIT_CONFIG_COUNT", "broken")
-    commit = records.commit()["commit"]
+    commit = provenance.commit(records.ROOT)["commit"]
     for name in ("GIT_DIR", "GIT_CONFIG_COUNT"):
         monkeypatch.delenv(name)
     assert commit == git("rev-parse", "HEAD", folder=inner)
@@ -227,7 +227,7 @@ def test_git_does_not_mind_who_cloned(root: Path, monkeypatch: pytest.MonkeyPatc
     subprocess.run(["git", "-C", root, *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     child = environment.child
     monkeypatch.setattr(environment, "child", lambda **given: child(GIT_TEST_ASSUME_DIFFERENT_OWNER="1", **given))
-    assert records.commit()["dirty"] is False
+    assert provenance.commit(records.ROOT)["dirty"] is False
 
 
 def test_sockets_that_cannot_be_bound_are_ports(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from experiments import code_hash, environment, history, publish, records, revalidate, run, verdicts
+from experiments import code_hash, environment, history, provenance, publish, records, revalidate, run, verdicts
 from experiments.__main__ import main
 from experiments.errors import RecordError, UserError
 from experiments.records import Record
@@ -270,7 +270,7 @@ def test_the_same_code_needs_no_run(book: Path, runs: list[Any], capsys: pytest.
     path.write_text(path.read_text().replace('{"n": 1}', '{"n": 1234}'))
     assert main(["revalidate"]) == 0
     assert len(runs) == 2, "only the quick record is of other code"
-    short = records.commit()["commit"][:10]
+    short = provenance.commit(records.ROOT)["commit"][:10]
     assert f"standard/tiny: confirmed: the code of commit {short} is the same\n" in capsys.readouterr().out
 
 
@@ -325,7 +325,7 @@ def test_a_record_whose_code_is_not_to_be_had(
     before = path.read_bytes()
     helper(SAME)
     assert main(["revalidate"]) == 2
-    short = records.commit()["commit"][:10]
+    short = provenance.commit(records.ROOT)["commit"][:10]
     assert f"quick/tiny: not confirmed: {message.format(short=short)}\n" in capsys.readouterr().out
     assert path.read_bytes() == before
     assert confirmations(scale="standard"), "the others go on"
@@ -334,7 +334,7 @@ def test_a_record_whose_code_is_not_to_be_had(
 def test_a_shallow_clone_is_one_error(
     book: Path, git: Callable[..., str], commit: Callable[[], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = records.commit()["commit"]
+    first = provenance.commit(records.ROOT)["commit"]
     helper(SAME)
     git("add", "--all")
     commit()
@@ -436,7 +436,7 @@ def test_what_changes_meanwhile_is_not_confirmed(
 def test_a_record_of_a_gpu_is_compared_on_one(
     book: Path, runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(records, "_device_name", str.upper)
+    monkeypatch.setattr(provenance, "_device_name", str.upper)
     record = records.new("tiny", "paper", {"device": "cuda:1"})
     records.write(record, records.published_path("tiny", "paper"))
     helper(SAME)

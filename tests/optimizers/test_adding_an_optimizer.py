@@ -11,7 +11,7 @@ import pytest
 import optimizers
 
 ROOT = Path(optimizers.__file__).parent.parent
-LINE = "from .signum import Signum as Signum"
+LINE = "from .qhm import QHM as QHM"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def project(example: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package with the module and the line, in a folder of its own, and this folder's contract suite."""
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(ROOT / "optimizers", project / "optimizers", ignore=shutil.ignore_patterns("__pycache__"))
-    (project / "optimizers" / "signum.py").write_text(example, encoding="utf-8")
+    (project / "optimizers" / "qhm.py").write_text(example, encoding="utf-8")
     with (project / "optimizers" / "__init__.py").open("a", encoding="utf-8") as init:
         init.write(LINE + "\n")
     shutil.copy(Path(__file__).with_name("test_contract.py"), project)
@@ -49,19 +49,19 @@ def run(project: Path, *command: str) -> str:
 def test_it_steps_as_its_equation_says(project: Path) -> None:
     code = """
 import numpy as np, torch, optimizers
-assert "signum" in optimizers.list(), optimizers.list()
+assert "qhm" in optimizers.list(), optimizers.list()
 theta = np.array([1.0, -2.0, 0.5]); m = np.zeros(3)
 param = torch.tensor(theta, requires_grad=True)
-optimizer = optimizers.create("signum", [param], lr=0.1, momentum=0.6)
+optimizer = optimizers.create("qhm", [param], lr=0.1, momentum=0.6, nu=0.8)
 for t in range(10):
     g = np.cos(theta + t)
     param.grad = torch.tensor(g)
     optimizer.step()
     m = 0.6 * m + 0.4 * g
-    theta = theta - 0.1 * np.sign(m)
+    theta = theta - 0.1 * (0.2 * g + 0.8 * m)
     assert np.abs(param.detach().numpy() - theta).max() < 1e-12
 try:
-    optimizers.Signum([param], momentum=1.0)
+    optimizers.QHM([param], momentum=1.0)
 except ValueError as error:
     assert str(error) == "momentum must lie in [0, 1), got 1.0", error
 else:
@@ -82,7 +82,7 @@ def test_it_keeps_the_whole_contract(project: Path) -> None:
         "-o",
         "addopts=",
         "-k",
-        "signum",
+        "qhm",
         "test_contract.py",
     )
     passed = re.search(r"(\d+) passed", out)
@@ -93,4 +93,4 @@ def test_it_keeps_the_whole_contract(project: Path) -> None:
 
 def test_it_is_typed_and_tidy(project: Path, example: str) -> None:
     run(project, "-m", "mypy", "--strict", "-p", "optimizers")
-    run(project, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "optimizers/signum.py")
+    run(project, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "optimizers/qhm.py")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import optimizers
-from optimizers import SGD, Chain, Place, Stage, elementwise
+from optimizers import SGD, Chain, Place, Stage
+from optimizers.engine import elementwise
 
 BOTH = pytest.mark.parametrize("fused", [False, True], ids=["eager", "compiled"])
 SIZES = pytest.mark.parametrize("size", [3, 300_000], ids=["small", "large"])

@@ -62,7 +62,7 @@ def wrong_values(interval: str) -> Iterator[tuple[Any, type[Exception], str]]:
         low, high = (float(end) for end in bounds[1:-1].split(","))
         if whole:
             types.append(1.5)
-            values = [int(low) - 1, int(high)]
+            values = [int(low) - 1] + ([int(high)] if high < math.inf else [])
         else:
             values = [math.nan, torch.tensor(math.nan), math.inf if ")" in bounds else -math.inf]
             values += [low] if "(" in bounds else [low - 1]

@@ -325,7 +325,7 @@ def test_the_inner_state_of_every_optimizer(name: str, inner: str) -> None:
         plain.step()
     for p, q in zip(params, again, strict=True):
         state, other = optimizer.state[p], plain.state[q]
-        velocities = [key for key in other if key.startswith("momentum_buffer") or key == "exp_avg"]
+        velocities = [k for k in other if k.startswith("momentum_buffer") or k in ("exp_avg", "exp_avg_slow")]
         assert velocities
         for key in other:
             expected = other[key] * ((0 if inner == "reset" else 0.5) if key in velocities else 1)

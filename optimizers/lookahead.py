@@ -90,7 +90,8 @@ class Lookahead(Stage):
     def after(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
         new: dict[str, Tensor] = {}
         sync = known["step"] % known["k"] == 0
-        for name in self.velocity if known["inner"] != "keep" else ():
+        # A parameter group may do without: SGD's with momentum 0 keeps no velocity, and there is nothing to reset.
+        for name in [name for name in self.velocity if name in state] if known["inner"] != "keep" else ():
             velocity = state[name]
             if known["inner"] == "reset":
                 new[name] = select(sync, torch.zeros_like(velocity), velocity)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 import optimizers
 from optimizers import (
@@ -337,6 +337,24 @@ def test_the_inner_state_of_every_optimizer(name: str, inner: str) -> None:
 def test_inner_needs_a_velocity_in_use(make: Any) -> None:
     with pytest.raises(ValueError, match=r"inner='reset' needs a velocity, but"):
         make([nn.Parameter(torch.zeros(1))], [Lookahead(inner="reset")])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("inner", ["reset", "average"])
+def test_a_group_that_keeps_no_velocity_is_stepped_as_with_keep(inner: str, fused: bool) -> None:
+    def path(inner: str) -> list[Tensor]:
+        params = [nn.Parameter(torch.full((3,), value, dtype=torch.float64)) for value in (1.0, 2.0)]
+        groups = [{"params": params[:1]}, {"params": params[1:], "momentum": 0.0}]
+        optimizer = SGD(groups, lr=0.1, momentum=0.9, extensions=[Lookahead(2, 0.5, inner)], fused=fused)
+        for _ in range(5):
+            for param in params:
+                param.grad = param.detach().clone()
+            optimizer.step()
+        return [param.detach() for param in params]
+
+    (with_velocity, without), (kept, plain) = path(inner), path("keep")
+    assert torch.equal(without, plain)
+    assert not torch.equal(with_velocity, kept)
 
 
 def test_slow_weights_are_there_for_evaluation() -> None:

@@ -59,7 +59,8 @@ def in_percent(value: Any, unit: str = "ln") -> str:
     widest = max(map(abs, (mean, low, high)))
     decimals = 0 if widest >= 0.1 or not widest else 1 if widest >= 0.01 else 2
     form = _form(mean)
-    text = f"{_size(mean, form, decimals)}{form}"
+    size = _size(mean, form, decimals)
+    text = f"{size}{form if size.strip('0.') else PERCENT}"  # what is rounded to 0 is neither less nor more
     if low == high:
         return text
     if low * high > 0:  # on one side: in the words that have been said already

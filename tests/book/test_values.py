@@ -59,6 +59,7 @@ def test_format(value: Any, form: str, expected: str) -> None:
         # of two sides each says its own
         ([math.log(0.9) + off for off in (-0.1, 0, 0.1)], "percent", "10 % less (30 % less to 15 % more)"),
         # what is small keeps its digits
+        ([0.004, 0.29, -0.3], "percent", "0 % (52 % less to 2.1 times as much)"),
         ([0.002, 0.003, 0.004], "percent", "0.30 % more (0.05 to 0.55)"),
         (math.log(0.958), "percent", "4.2 % less"),
         # what is large is a factor: 99.99 % less and 31,900 % more say nothing to anyone

@@ -50,7 +50,9 @@ def reproduce(
         # Who gives Snakemake options of his own hears all that it says.
         loud = bool(snakemake or os.environ.get("VERBOSE"))
         with contextlib.ExitStack() as stack:
-            variables = {} if elsewhere else stack.enter_context(warm.server(environment.child()))
+            # For one notebook a server would import no less than the notebook itself.
+            alone = elsewhere or len(stale) == 1
+            variables = {} if alone else stack.enter_context(warm.server(environment.child()))
             status, shown, unseen = _run(command, variables, held, loud)
     if not status:  # all done, or all that it was asked: with `-n` it only says what it would do
         return

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from .engine.validation import check, plain
+from .engine import check, plain
 
 # What is left of the learning rate when the part x of the decay is done: from 1 at x = 0 to 0 at x = 1.
 _SHAPES: dict[str, Callable[[float], float]] = {

@@ -4,6 +4,6 @@ from .chain import Chain, Options
 from .identity import new_run
 from .random import SEED, normal, uniform
 from .stage import Place, Stage, select
-from .validation import check
+from .validation import check, plain
 
-__all__ = ["SEED", "Chain", "Options", "Place", "Stage", "check", "new_run", "normal", "select", "uniform"]
+__all__ = ["SEED", "Chain", "Options", "Place", "Stage", "check", "new_run", "normal", "plain", "select", "uniform"]

@@ -56,6 +56,13 @@ class Kernel(AsyncKernelManager):
             self.provisioner = Forked(kernel_spec=self.kernel_spec, parent=self)
         return await super()._async_pre_start_kernel(**options)
 
+    async def _async_interrupt_kernel(self) -> None:
+        # Not to shut it down: one that has just answered would still report the interrupt as an error of its own.
+        if not self.shutting_down:
+            await super()._async_interrupt_kernel()
+
+    interrupt_kernel = _async_interrupt_kernel
+
     def cleanup_connection_file(self) -> None:
         super().cleanup_connection_file()
         if self._folder is not None:

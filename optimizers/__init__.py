@@ -5,6 +5,7 @@ import sys
 from .adabelief import AdaBelief
 from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam, Adamax
 from .adamw import SGDW, AdamW
@@ -15,19 +16,22 @@ from .amsgrad import AMSGrad
 from .clipping import ClipNorm, ClipValue
 from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
-from .groups import weight_decay_groups
+from .groups import muon_groups, weight_decay_groups
 from .hogwild import run_hogwild
 from .lion import Lion
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .momentum import SGD
+from .muon import Muon
 from .nadam import NAdam, NAdamW
 from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
 from .schedules import wsd
+from .shampoo import Shampoo
 from .signum import Signum
+from .soap import SOAP, Rotated
 from .weight_decay import L2, DecoupledWeightDecay
 
 # By these names, of before there was an engine, pickles and users' own stages know what is in them.
@@ -38,6 +42,7 @@ __all__ = [
     "L2",
     "SGD",
     "SGDW",
+    "SOAP",
     "AMSBound",
     "AMSBoundW",
     "AMSGrad",
@@ -46,6 +51,7 @@ __all__ = [
     "AdaBound",
     "AdaBoundW",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -60,15 +66,19 @@ __all__ = [
     "LearningRateDropout",
     "Lion",
     "Lookahead",
+    "Muon",
     "NAdam",
     "NAdamW",
     "Place",
     "RAdam",
     "RAdamW",
     "RMSprop",
+    "Rotated",
+    "Shampoo",
     "Signum",
     "Stage",
     "create",
+    "muon_groups",
     "new_run",
     "recipes",
     "run_hogwild",

@@ -1,4 +1,4 @@
-r"""Adafactor: Adam's second moment by rows and columns, and steps relative to the weights (Shazeer and Stern, 2018)."""
+r"""Adafactor: squares averaged by row and column, and steps relative to the weights (Shazeer and Stern, 2018)."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
@@ -140,10 +140,11 @@ class Adafactor(Chain):
 
     Args:
         params: parameters, named parameters or parameter groups.
-        lr: the largest relative step, in [0, ∞), and what decay is multiplied by; a number or a tensor of one element.
+        lr: the largest relative step, in [0, ∞), and what decay is multiplied by; a number or a tensor of one
+            element.
         beta2_decay: the exponent in β₂ = 1 − t^decay, in (−∞, 0].
-        eps: (ε₁, ε₂), the least root of V (or what is added to g²), in the unit of the gradient (of its square), and
-            the least RMS of a parameter; each in [0, ∞), and None for an ε₁ of the dtype's resolution (1e-30).
+        eps: (ε₁, ε₂), the least root of V (or what is added to g²), in the unit of the gradient (of its square),
+            and the least RMS of a parameter; each in [0, ∞), and None for an ε₁ of the dtype's resolution (1e-30).
         d: the largest RMS of a step in units of its learning rate, in [1, ∞]; ∞ for any.
         weight_decay: λ, in [0, ∞).
         floor: where ε₁ is: ``"denominator"`` as in torch, or as in the paper added to each ``"square"`` g².

@@ -20,13 +20,23 @@ NORMS = (
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 # What a last layer is called, in lower case, by those who write models.
-HEADS = (
-    "classifier embed_out head lm_head logits output_layer output_projection qa_outputs score to_logits unembed"
-).split()
+HEADS = {
+    "classifier",
+    "embed_out",
+    "head",
+    "lm_head",
+    "logits",
+    "output_layer",
+    "output_projection",
+    "qa_outputs",
+    "score",
+    "to_logits",
+    "unembed",
+}
 # How a layer is called, or a parameter, that consists of several square matrices, one below the other.
 FUSED = {
-    3: "c_attn in_proj in_proj_weight qkv qkv_proj query_key_value to_qkv w_qkv wqkv".split(),
-    2: "key_value kv kv_proj to_kv w_kv wkv".split(),
+    3: {"c_attn", "in_proj", "in_proj_weight", "qkv", "qkv_proj", "query_key_value", "to_qkv", "w_qkv", "wqkv"},
+    2: {"key_value", "kv", "kv_proj", "to_kv", "w_kv", "wkv"},
 }
 GATES = {"GRU": 3, "LSTM": 4}  # of which an RNN's weights are made, one below the other
 
@@ -79,24 +89,24 @@ def muon_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for :class:`optimizers.Muon`: the matrices between hidden layers, and all else for AdamW.
 
-    Muon steps a parameter that has two dimensions, or is the filters of a convolution, both sides of the matrix being
-    larger than 1, unless it is
+    Muon steps a parameter that has two dimensions, or is the filters of a convolution, both sides of the matrix
+    being larger than 1, unless it is
 
     - of an embedding (`nn.Embedding`, `nn.EmbeddingBag`), or of a layer that shares its weight with one;
-    - of a head: a layer whose own name is ``head``, ``lm_head``, ``classifier``, ``score``, … (`HEADS`); if there is
-      none, and no embedding's weight is shared, the last layer with a matrix for its ``weight``. (Where that layer is
-      one of several alike, in blocks that differ by their number alone, the model has no head.)
+    - of a head: a layer whose own name is ``head``, ``lm_head``, ``classifier``, ``score``, … (`HEADS`); if there
+      is none, and no embedding's weight is shared, the last layer with a matrix for its ``weight``. (Where that
+      layer is one of several alike, in blocks that differ by their number alone, the model has no head.)
     - of a normalization layer;
     - called ``…bias…``, ``…embed…``, ``…token…`` or ``…position…``, as tables are that are no layer's weight;
     - the filters of a depthwise convolution, each of which is a vector.
 
     A parameter made of several matrices, one below the other, is orthogonalized one by one, as ``blocks`` says: the
-    groups of a convolution, the gates of `nn.LSTM` and `nn.GRU`, and unless ``split_qkv=False`` the queries, keys and
-    values of attention: the parameters or layers called ``in_proj_weight``, ``qkv``, ``c_attn``, ``Wqkv``, … (`FUSED`)
-    with three times as many rows as columns (``kv``: twice).
+    groups of a convolution, the gates of `nn.LSTM` and `nn.GRU`, and unless ``split_qkv=False`` the queries, keys
+    and values of attention: the parameters or layers called ``in_proj_weight``, ``qkv``, ``c_attn``, ``Wqkv``, …
+    (`FUSED`) with three times as many rows as columns (``kv``: twice).
 
-    Whatever has fewer than two dimensions, is a bias or of a normalization layer, does not decay. Parameters that need
-    no gradient are left out; one that several modules share is taken once, under its first name.
+    Whatever has fewer than two dimensions, is a bias or of a normalization layer, does not decay. Parameters that
+    need no gradient are left out; one that several modules share is taken once, under its first name.
 
     Args:
         model: any module.
@@ -104,12 +114,12 @@ def muon_groups(
         weight_decay: λ of all that decays, in [0, ∞).
         betas, eps: AdamW's.
         split_qkv: False to take the queries', keys' and values' matrices as one.
-        muon, adamw: patterns of names, as ``"blocks.*.experts.*"``, of parameters to be stepped by the one or the other
-            whatever the above says; `adamw` is looked at first.
+        muon, adamw: patterns of names, as ``"blocks.*.experts.*"``, of parameters to be stepped by the one or the
+            other whatever the above says; `adamw` is looked at first.
 
     Returns:
-        Groups with ``params`` (pairs of name and parameter), ``direction``, ``lr``, ``weight_decay``, and ``blocks`` or
-        ``betas`` and ``eps``.
+        Groups with ``params`` (pairs of name and parameter), ``direction``, ``lr``, ``weight_decay``, and
+        ``blocks`` or ``betas`` and ``eps``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range; the model has no parameter; a
@@ -217,5 +227,5 @@ def _blocks(param: Tensor, owners: Owners, split_qkv: bool) -> int:
     if isinstance(module, nn.RNNBase) and "_hr_" not in name:  # but for an LSTM's projection
         return GATES.get(module.mode, 1)
     called = {name.lower(), _own(path)} if name == "weight" else {name.lower()}
-    fused = [n for n, names in FUSED.items() if called & set(names) and len(param) == n * param[0].numel()]
+    fused = [n for n, names in FUSED.items() if called & names and len(param) == n * param[0].numel()]
     return fused[0] if fused and split_qkv else 1

@@ -10,36 +10,15 @@ from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
 from .engine import Chain, Options, Partition, Place, Stage
+from .polar_express import Coefficients, polar_express
 from .weight_decay import DecoupledWeightDecay
 
-Coefficients = tuple[float, float, float]
 Method = Literal["newton_schulz", "polar_express", "exact"]
 Scale = Literal["original", "match_rms_adamw", "jordan", "moonlight"]
 Precision = Literal["auto", "bfloat16", "float32", "float64"]
 
 # Jordan's p(s) = a s + b s³ + c s⁵: as steep at 0 as can be, where values may end anywhere between 0.7 and 1.2.
 JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
-# The Polar Express (Amsel et al. 2025): the t-th polynomial takes what the t − 1 before it left of [0.001, 1] as near
-# to 1 as an odd polynomial of degree 5 can (values below a fiftieth of the largest being left to later ones).
-POLAR_EXPRESS: tuple[Coefficients, ...] = (
-    (8.31968561540051, -23.859450318966726, 17.53144504181025),
-    (4.1237885338700595, -2.9808456861620445, 0.5520601040380051),
-    (3.9695011583385096, -2.942182363267831, 0.5587364505634639),
-    (3.351468730910771, -2.51307796337105, 0.5128347598303035),
-    (2.3465413258596404, -1.7097828382687084, 0.4232355116930525),
-    (1.9003834757310245, -1.2779237188293062, 0.377803153363632),
-    (1.8750223595292461, -1.250024843696377, 0.375002484377803),
-)
-# What they tend to: Padé's polynomial, which leaves 1 where it is, with two derivatives of 0.
-PADE: Coefficients = (15 / 8, -10 / 8, 3 / 8)
-# Room for rounding: each of them but the last is taken at s / 1.02.
-ROOM = 1.02
-
-
-def polar_express(steps: int) -> list[Coefficients]:
-    """The polynomials of so many steps of the Polar Express."""
-    table = [*POLAR_EXPRESS[:steps], *[PADE] * (steps - len(POLAR_EXPRESS))]
-    return [*[(a / ROOM, b / ROOM**3, c / ROOM**5) for a, b, c in table[:-1]], table[-1]]
 
 
 def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
@@ -70,7 +49,9 @@ def polar_factor(x: Tensor) -> Tensor:
     return (u * seen.unsqueeze(-2)) @ vt
 
 
-def orthogonalized(x: Tensor, method: str, coefficients: Coefficients, steps: int, eps: float, precision: str) -> Tensor:
+def orthogonalized(
+    x: Tensor, method: str, coefficients: Coefficients, steps: int, eps: float, precision: str
+) -> Tensor:
     """The nearest orthogonal matrix of every matrix of a stack, or about that."""
     if precision != "auto":
         x = x.to(getattr(torch, precision))
@@ -143,7 +124,7 @@ class MuonDirection(Stage):
         )
 
     def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """As everywhere, and the scale by torch's name: also where it is given by its authors', or as torch's None."""
+        """As everywhere, and the scale by the name that torch has for it."""
         hyper = super().plain(hyper)
         if "adjust_lr_fn" in hyper:
             names = {None: "original", "jordan": "original", "moonlight": "match_rms_adamw"}
@@ -232,10 +213,10 @@ class Muon(Chain):
     .. math:: m_t = \mu m_{t-1} + (1 - \mu) g_t, \qquad U S V^\top = \mu m_t + (1 - \mu) g_t, \qquad
         \theta_t = \theta_{t-1} - \alpha_t \left( \sqrt{\max(1, r/c)}\; U V^\top + \lambda \theta_{t-1} \right)
 
-    for an r × c matrix: the step that goes down most, of all whose largest singular value is 1 (Jordan et al. 2024).
-    :math:`U V^\top` is found by five steps of Newton and Schulz, with singular values between 0.7 and 1.2 for 1.
-    Filters of convolutions are taken as matrices of (out, in × height × width), and by these has the factor √(r/c)
-    its meaning. (torch's documentation has the average as a sum; its code, and this, has the average.)
+    for an r × c matrix: the step that goes down most, of all whose largest singular value is 1 (Jordan et al.
+    2024). :math:`U V^\top` is found by five steps of Newton and Schulz, with singular values between 0.7 and 1.2
+    for 1. Filters of convolutions are taken as matrices of (out, in × height × width), and by these has the factor
+    √(r/c) its meaning. (torch's documentation has the average as a sum; its code, and this, has the average.)
 
     Muon is for matrices between hidden layers. Embeddings, the head, norms and biases go to AdamW, in parameter
     groups with ``direction="adamw"`` and a learning rate, ``betas`` and an ``eps`` of their own:
@@ -253,7 +234,8 @@ class Muon(Chain):
             unless they say otherwise.
         ns_steps: how often the polynomial is taken, in [1, 100).
         adjust_lr_fn: ``"original"`` (or ``"jordan"``, or None) for the factor √max(1, r/c), ``"match_rms_adamw"``
-            (``"moonlight"``) for 0.2 √max(r, c), at which AdamW's learning rate and weight decay do (Liu et al. 2025).
+            (``"moonlight"``) for 0.2 √max(r, c), at which AdamW's learning rate and weight decay do (Liu et al.
+            2025).
         method: ``"newton_schulz"``, ``"polar_express"``, which has a polynomial of its own for each step and ends
             nearer to 1, from 0.001 on within 0.14 in five (Amsel et al. 2025), or ``"exact"``, by a singular value
             decomposition.
@@ -261,7 +243,8 @@ class Muon(Chain):
             ``"float64"``, or ``"auto"``: as the state is on CPUs, where bfloat16 is slow, and bfloat16 elsewhere.
         blocks: the number of matrices, of as many rows each, that a parameter consists of: 3 for queries, keys and
             values in one. Of a parameter group rather than of all.
-        row_beta: NorMuon's β, in [0, 1), for rows brought to one size by the average of their squares; None for Muon.
+        row_beta: NorMuon's β, in [0, 1), for rows brought to one size by the average of their squares; None for
+            Muon.
         betas: β₁ and β₂ of AdamW, in groups for it.
         decay: ``"lr"`` for α_t λ θ as above, ``"schedule"`` for η_t λ θ as in the paper of AdamW.
         options: as in :class:`optimizers.Chain`.

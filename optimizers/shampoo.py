@@ -36,7 +36,7 @@ def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def power(matrix: Tensor, exponent: float, eps: float) -> Tensor:
-    """(A + ε)^−p of a symmetric matrix without negative eigenvalues; of a vector, which stands for a diagonal one."""
+    """(A + ε)^−p of a symmetric matrix of no negative eigenvalues; of a diagonal one, if given as a vector."""
     if matrix.dim() == 1:
         return (matrix + eps) ** -exponent
     values, vectors = eigenvectors(matrix)
@@ -146,15 +146,16 @@ class Shampoo(Chain):
     r"""Shampoo: Adagrad with a whole matrix for the rows and one for the columns.
 
     .. math:: L_t = L_{t-1} + G_t G_t^\top, \quad R_t = R_{t-1} + G_t^\top G_t, \quad \theta_t = \theta_{t-1} -
-        \alpha_t \left( (L_t + \varepsilon I)^{-1/4}\, G_t\, (R_t + \varepsilon I)^{-1/4} + \lambda \theta_{t-1} \right)
+        \alpha_t \left( (L_t + \varepsilon I)^{-1/4}\, G_t\, (R_t + \varepsilon I)^{-1/4} + \lambda \theta_{t-1}
+        \right)
 
     Algorithm 1 of Gupta, Koren and Singer (2018). If gradients are vec(G) ~ N(0, A ⊗ B), their averages are A and B
-    up to a factor, and powers of −½ would whiten them; the paper's −¼ do so half-way: ``exponent=0.5`` with a ``beta``
-    is what is mostly used today. Of one gradient alone, the step with −¼ is :math:`U V^\top`, Muon's.
+    up to a factor, and powers of −½ would whiten them; the paper's −¼ do so half-way: ``exponent=0.5`` with a
+    ``beta`` is what is mostly used today. Of one gradient alone, the step with −¼ is :math:`U V^\top`, Muon's.
 
-    Vectors and numbers have one side, L, with the power −½, as tensors of order one have in the paper. Those of more
-    than two dimensions are taken as matrices, the first one against all others (in the paper they have as many sides
-    as dimensions). State and work grow with the square and the cube of rows and columns.
+    Vectors and numbers have one side, L, with the power −½, as tensors of order one have in the paper. Those of
+    more than two dimensions are taken as matrices, the first one against all others (in the paper they have as many
+    sides as dimensions). State and work grow with the square and the cube of rows and columns.
 
     Args:
         params: parameters, named parameters or parameter groups.

@@ -34,19 +34,19 @@ def power_iteration(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rotated(Stage):
-    """A direction in the eigenbasis of Shampoo's L and R: ``Rotated(AdamDirection())`` is SOAP's (Vyas et al. 2025).
+    """A direction in the eigenbasis of Shampoo's L and R: of ``AdamDirection()``, SOAP's (Vyas et al. 2025).
 
-    What the direction remembers is kept in that basis, as in the authors' code. When the basis changes, its velocities
-    are rotated along, while its other averages, whose entries are squares, only follow the order of the axes. Vectors
-    are stepped by the direction itself.
+    What the direction remembers is kept in that basis, as in the authors' code. When the basis changes, its
+    velocities are rotated along, while its other averages, whose entries are squares, only follow the order of the
+    axes. Vectors are stepped by the direction itself.
 
     Args:
         inner: the direction, any elementwise one.
         shampoo_beta: decay rate of the averages L of G Gᵀ and R of Gᵀ G, in [0, 1).
         precondition_frequency: the bases are made at the first step, and brought up to date at every so many.
         max_precond_dim: sides of more rows or columns are not rotated.
-        first_step: whether the first gradient, from which the bases are made, is stepped along, too. In the authors'
-            code it is not: nothing moves, and the direction counts steps from the second.
+        first_step: whether the first gradient, from which the bases are made, is stepped along, too. In the
+            authors' code it is not: nothing moves, and the direction counts steps from the second.
 
     Raises:
         TypeError: `inner` is not an elementwise direction.
@@ -64,7 +64,7 @@ class Rotated(Stage):
         first_step: bool = False,
     ) -> None:
         if not isinstance(inner, Stage) or inner.place is not Place.DIRECTION or inner.reach != "element":
-            raise TypeError(f"Rotated takes a direction that is elementwise, such as AdamDirection(), got {inner!r}")
+            raise TypeError(f"Rotated takes an elementwise direction, such as AdamDirection(), got {inner!r}")
         self.inner = inner
         self.matrices = (*inner.state, "left_gram", "right_gram", "left_basis", "right_basis")
         own = {
@@ -81,6 +81,7 @@ class Rotated(Stage):
             scalars=inner.scalars,
             prefix=inner.prefix,
             includes_lr=inner.includes_lr,
+            shared=("first_step",),
         )
         super().__init__(
             **inner.hyper,
@@ -176,18 +177,46 @@ class Rotated(Stage):
         return bases, memory
 
 
+class DecayAfter(DecoupledWeightDecay):
+    """Decay of the weight at which the step arrives; none at a first step that moves nothing: as in SOAP's code."""
+
+    ranges = {**DecoupledWeightDecay.ranges, "first_step": "bool"}
+    shared = ("first_step",)
+
+    def __init__(self, weight_decay: float, decay: Literal["lr", "schedule"], first_step: bool) -> None:
+        Stage.__init__(
+            self, weight_decay=weight_decay, decay=decay, decoupled_weight_decay=True, first_step=first_step
+        )
+
+    @staticmethod
+    def update(  # type: ignore[override]
+        update: Tensor,
+        param: Tensor,
+        lr: float,
+        schedule: float,
+        step: float,
+        weight_decay: float,
+        decay: str,
+        first_step: bool,
+    ) -> Any:
+        rate = (lr if decay == "lr" else schedule) * weight_decay
+        # θ_t = (1 − α_t λ) (θ_{t−1} − u_t), so that u_t ← u_t + α_t λ (θ_{t−1} − u_t)
+        return update + (rate if first_step else select(step > 1, rate, 0.0)) * (param - update)
+
+
 class SOAP(Chain):
     r"""SOAP: Adam in Shampoo's eigenbasis.
 
-    .. math:: \theta_t = \theta_{t-1} - \alpha_t \left( Q_L\, \mathrm{Adam}(Q_L^\top G_t Q_R)\, Q_R^\top
-        + \lambda \theta_{t-1} \right)
+    .. math:: \theta_t = (1 - \alpha_t \lambda) \left( \theta_{t-1} - \alpha_t\,
+        Q_L\, \mathrm{Adam}(Q_L^\top G_t Q_R)\, Q_R^\top \right)
 
     where the columns of :math:`Q_L` and :math:`Q_R` are the eigenvectors of averages of :math:`G G^\top` and
     :math:`G^\top G`. Algorithm 3 of Vyas et al. (2025) as in their code: Adam's averages are kept in the rotated
-    space, every f-th step brings the bases up to date by one power iteration, and the first step makes the bases and
-    moves nothing but by decay. Other than there, Adam's ε is added to :math:`\sqrt{\hat v}` (there it is to
-    :math:`\sqrt v`), and decay is of the weights before the step (there, after it). Vectors are stepped by Adam.
-    :class:`optimizers.Rotated` rotates any other direction: ``Chain(params, [Rotated(LionDirection())], lr=1e-4)``.
+    space, every f-th step brings the bases up to date by one power iteration, decay is of the weight after the
+    step, and the first step makes the bases and moves nothing. Only ε is added to :math:`\sqrt{\hat v}`, as
+    everywhere here, where they add it to :math:`\sqrt v`. Vectors are stepped by Adam. :class:`optimizers.Rotated`
+    rotates any other
+    direction: ``Chain(params, [Rotated(LionDirection())], lr=1e-4)``.
 
     Args:
         params: parameters, named parameters or parameter groups; tensors of more than two dimensions are taken as
@@ -226,4 +255,4 @@ class SOAP(Chain):
         adam = AdamDirection(betas, eps)
         beta = adam.hyper["betas"][1] if shampoo_beta is None else shampoo_beta
         direction = Rotated(adam, beta, precondition_frequency, max_precond_dim, first_step)
-        super().__init__(params, [direction, DecoupledWeightDecay(weight_decay, decay)], lr=lr, **options)
+        super().__init__(params, [direction, DecayAfter(weight_decay, decay, first_step)], lr=lr, **options)

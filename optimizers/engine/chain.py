@@ -190,8 +190,8 @@ class Chain(Optimizer):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches further
-                than an element: other processes would change what it sums.
+            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches
+                further than an element: other processes would change what it sums.
         """
         if far := [stage for stage in self._stages if stage.reach != "element"]:
             raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")

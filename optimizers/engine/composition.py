@@ -53,8 +53,8 @@ def in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
         names = [name for name, route in routes if route is None]
         if place is Place.DIRECTION and len(routes) > 1 and names:
             raise ValueError(
-                f"a chain has one direction, got {' and '.join(name for name, _ in routes)}: a Partition gives each "
-                "its parameter groups"
+                f"a chain has one direction, got {' and '.join(name for name, _ in routes)}: a Partition gives "
+                "each its parameter groups"
             )
         for name in names:
             if names.count(name) > 1:

@@ -75,14 +75,15 @@ def advance(
             if stage.place is not place:
                 continue
             if flows:
-                given = {
+                given: Hyper = {
                     "param": param,
                     "grad": grad,
-                    "memory": tuple(state[name] for name in names),
                     **known,
                     **hyper,
+                    **dict.fromkeys(stage.state),
+                    **state,
                 }
-                given |= {**dict.fromkeys(stage.state), **state, **sums.get(stage, {})}
+                given |= {"memory": tuple(state[name] for name in names), **sums.get(stage, {})}
                 if stage is until and "terms" in stage.asks:
                     return stage.call("terms", x, given), state
                 out = stage.call("update", x, given)

@@ -48,8 +48,8 @@ def prove(active: Active, known: Hyper) -> None:
                     if reason := _difference(part, tensors, {**known, "step": step, "index": 0}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
-                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape, "
-                            "but say how far it reaches (see Stage.reach)"
+                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its "
+                            "shape, but say how far it reaches (see Stage.reach)"
                         )
     _proven[key] = active
 
@@ -130,7 +130,7 @@ def _sums(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
 
 def _results(part: Part, tensors: dict[str, Tensor], known: Hyper, sums: Hyper) -> dict[str, Tensor]:
     """What a stage returns, by name, its terms included."""
-    stage, hyper, names = part
+    stage, _, names = part
     given = _given(part, tensors, known) | sums
     out = stage.call("update", tensors["x"], given)
     x, *new = out if stage.state else (out,)

@@ -47,17 +47,17 @@ class Stage:
     alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
     `elementwise`.)
 
-    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines `terms`,
-    with a signature of the same kind, which returns elementwise terms by name; `update` is given their sums, over
-    all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers, in double
-    precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
+    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines
+    `terms`, with a signature of the same kind, which returns elementwise terms by name; `update` is given their
+    sums, over all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers,
+    in double precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
     """
 
     place: ClassVar[Place]
     #: the order inside a place, smallest first; stages of one rank run in the order in which they were given
     rank: ClassVar[int] = 0
     #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
-    ranges: ClassVar[Mapping[str, str]] = {}
+    ranges: Mapping[str, str] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
     state: tuple[str, ...] = ()
     #: those of a direction's state tensors that are a velocity: Lookahead can reset or average them
@@ -135,8 +135,8 @@ class Stage:
     ) -> dict[str, Any]:
         """The new `scalars` once the sums of `terms`, which was given the old ones, are known.
 
-        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first group's
-        hyper-parameters; every parameter's state has them.
+        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first
+        group's hyper-parameters; every parameter's state has them.
         """
         return {}
 

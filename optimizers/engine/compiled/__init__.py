@@ -23,8 +23,9 @@ from ..tensors import Gradients, local, real
 from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
+from .recorder import Untraceable
 from .table import Table
-from .trace import SETTLED, Program, Untraceable, form, trace
+from .trace import SETTLED, Program, form, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16

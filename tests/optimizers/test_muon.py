@@ -12,7 +12,16 @@ import optimizers
 from optimizers.muon import JORDAN, MuonDirection, newton_schulz
 from optimizers.polar_express import polar_express
 
-SHAPES = ((64, 32), (32, 64), (40, 40), (33, 17), (3, 100))
+SHAPES = ((24, 8), (8, 24), (20, 20), (7, 5), (3, 30))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products in bfloat16 wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def gaussian(*shape, seed=0, dtype=torch.float64):
@@ -177,22 +186,26 @@ def test_where_jordan_s_polynomial_sends_singular_values():
 
 
 @pytest.mark.parametrize(
-    ("shape", "low", "high"), [((64, 32), 0.682, 1.133), ((128, 128), 0.052, 1.198), ((64, 256), 0.682, 1.134)]
+    ("shape", "low", "high", "share", "rms"),
+    [
+        ((64, 32), 0.682, 1.133, 0.81, 0.84),
+        ((128, 128), 0.0, 1.2, 0.86, 0.89),  # the least value of a square one may be anything
+        ((64, 256), 0.682, 1.134, 0.85, 0.86),
+    ],
 )
-def test_where_gaussian_matrices_end(shape, low, high):
-    """Of a square one, the least value may be anything."""
-    spread = []
+def test_where_gaussian_matrices_end(shape, low, high, share, rms):
+    """The interval of singular values; what is left of the steepest descent, and of an orthogonal matrix's size."""
+    shares, sizes = [], []
     for seed in range(10):
-        g = gaussian(1, *shape, seed=seed)
-        ends = newton_schulz(g, [JORDAN] * 5, 1e-7)
-        values = singular_values(ends[0])
-        spread.append([values.min().item(), values.max().item()])
-        share = ((g * ends).sum() / singular_values(g[0]).sum()).item()
-        rms = ends.square().mean().sqrt().item() * math.sqrt(max(shape))
-        assert share == pytest.approx(0.84, abs=0.04)  # of the steepest descent
-        assert rms == pytest.approx(0.87, abs=0.03)  # of an orthogonal matrix's
-    assert min(least for least, _ in spread) >= (0.0 if low < 0.1 else low - 1e-3)
-    assert max(most for _, most in spread) == pytest.approx(high, abs=5e-3)
+        g = gaussian(*shape, seed=seed)
+        end = newton_schulz(g, [JORDAN] * 5, 1e-7)
+        values = singular_values(end)
+        assert values.min() > low - 1e-3
+        assert high - 0.06 < values.max() < high + 2e-3
+        shares.append(((g * end).sum() / singular_values(g).sum()).item())
+        sizes.append(end.square().mean().sqrt().item() * math.sqrt(max(shape)))
+    assert np.mean(shares) == pytest.approx(share, abs=0.015)
+    assert np.mean(sizes) == pytest.approx(rms, abs=0.015)
 
 
 def test_the_polar_express_is_the_published_one():
@@ -208,14 +221,18 @@ def test_the_polar_express_is_the_published_one():
     s = torch.linspace(0.001, 1, 200_001, dtype=torch.float64)
     ends = five_steps(polar_express(5), s)
     assert [ends.min().item(), ends.max().item()] == pytest.approx([0.859, 1.141], abs=1e-3)
-    for polynomials, least in (([JORDAN] * 5, 0.47), ([(1.5, -0.5, 0.0)] * 5, 0.0076), ([(1.5, -0.5, 0.0)] * 15, 0.417)):
+    for polynomials, least in (
+        ([JORDAN] * 5, 0.47),
+        ([(1.5, -0.5, 0.0)] * 5, 0.0076),
+        ([(1.5, -0.5, 0.0)] * 15, 0.417),
+    ):
         assert five_steps(polynomials, s).min().item() == pytest.approx(least, rel=3e-3)
     # With more steps it converges, as Jordan's does not.
     assert (five_steps(polar_express(8), s) - 1).abs().max() < 1e-4
 
 
 def test_a_factor_makes_no_difference():
-    g = gaussian(1, 64, 32, dtype=torch.float32)
+    g = gaussian(64, 32, dtype=torch.float32)
     for polynomials in ([JORDAN] * 5, polar_express(5)):
         ends = [newton_schulz(scale * g, polynomials, 1e-7) for scale in (1.0, 1e-3)]
         assert (ends[0] - ends[1]).abs().max() < 3e-6
@@ -228,7 +245,7 @@ def test_the_average_and_the_sum_have_one_direction():
         theta, m, start = gaussian(*shape, seed=i), 0.0, gaussian(*shape, seed=i)
         for t in range(30):
             m = 0.95 * m + gaussian(*shape, seed=1000 * t + i) + 0.5 * start
-            theta = theta - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * newton_schulz(m[None], [JORDAN] * 5, 1e-7)[0]
+            theta = theta - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * newton_schulz(m, [JORDAN] * 5, 1e-7)
         assert (param - theta).abs().max() < 1e-11
 
 
@@ -272,7 +289,10 @@ def test_blocks_are_matrices_by_themselves(method, row_beta):
     whole = gaussian(24, 8).requires_grad_()
     parts = [part.clone().requires_grad_() for part in whole.detach().chunk(3)]
     options = {"lr": 0.1, "method": method, "row_beta": row_beta}
-    fused, apart_ = optimizers.Muon([{"params": [whole], "blocks": 3}], **options), optimizers.Muon(parts, **options)
+    fused, apart_ = (
+        optimizers.Muon([{"params": [whole], "blocks": 3}], **options),
+        optimizers.Muon(parts, **options),
+    )
     for t in range(5):
         whole.grad = gaussian(24, 8, seed=t) * torch.linspace(0.1, 3, 24, dtype=torch.float64)[:, None]
         for part, grad in zip(parts, whole.grad.chunk(3), strict=True):
@@ -304,7 +324,7 @@ def test_normuon_brings_rows_to_one_size():
         theta -= 0.1 * step * np.linalg.norm(o) / np.linalg.norm(step)
         assert np.abs(param.detach().numpy() - theta).max() < 1e-9
     sizes = np.abs(o).mean(1), np.abs(step).mean(1)
-    assert sizes[1].std() / sizes[1].mean() < 0.5 * sizes[0].std() / sizes[0].mean()
+    assert sizes[1].std() / sizes[1].mean() < 0.6 * sizes[0].std() / sizes[0].mean()
 
 
 # ---------------------------------------------------------------------- with AdamW, in one optimizer

@@ -104,7 +104,7 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, 
     """What a stage returns, by name."""
     stage, hyper, names = part
     scalars: Hyper = dict(stage.scalars)
-    scalars |= stage.count(scalars, known["step"], hyper)
+    scalars |= stage.count(scalars, known["step"], hyper, known["lr"])
     memory = {name: tensors[name] for name in names}
     given = {"param": tensors["param"], "coordinate": tensors["coordinate"], "memory": tuple(memory.values())}
     given |= {**known, **scalars, **hyper, **dict.fromkeys(stage.state), **memory}

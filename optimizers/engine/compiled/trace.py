@@ -122,7 +122,7 @@ def trace(active: Active, known: Hyper, dtype: torch.dtype) -> Program:
         try:
             with recorder:
                 for stage, hyper, _ in symbolic:
-                    memory |= stage.count(memory, step, hyper)
+                    memory |= stage.count(memory, step, hyper, group["lr"])
                 x, new = advance(symbolic, param, grad, state, {**group, **own, **memory, "step": step})
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}".splitlines()[0]) from error

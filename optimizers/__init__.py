@@ -12,6 +12,7 @@ from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
+from .average import Average
 from .clipping import ClipNorm, ClipValue
 from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
@@ -26,6 +27,8 @@ from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
+from .sam import ASAM, SAM
+from .schedule_free import ScheduleFree
 from .schedules import wsd
 from .signum import Signum
 from .weight_decay import L2, DecoupledWeightDecay
@@ -35,7 +38,9 @@ sys.modules.update({module.__name__.replace(".engine", ""): module for module in
 
 __all__ = [
     "ADOPT",
+    "ASAM",
     "L2",
+    "SAM",
     "SGD",
     "SGDW",
     "AMSBound",
@@ -51,6 +56,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "AggMo",
+    "Average",
     "Chain",
     "ClipNorm",
     "ClipValue",
@@ -66,6 +72,7 @@ __all__ = [
     "RAdam",
     "RAdamW",
     "RMSprop",
+    "ScheduleFree",
     "Signum",
     "Stage",
     "create",

@@ -16,12 +16,13 @@ from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
 from .composition import Partition, in_order, refuse_clashes
 from .eager import Active, Hyper, Part
+from .evaluation import Evaluation
 from .execution import One, Worker, run
 from .identity import Indices
 from .memory import owns_memory
@@ -43,7 +44,7 @@ class Options(TypedDict, total=False):
     fused: bool | None
 
 
-class Chain(Optimizer):
+class Chain(Evaluation):
     """An optimizer made of stages; every named optimizer of this package is a `Chain`.
 
     Args:
@@ -123,10 +124,7 @@ class Chain(Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self._evaluate(closure)
         if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
             return loss
         self._settings.check_new(self.param_groups)

@@ -106,7 +106,7 @@ def _given(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
     """What a stage's signatures may name."""
     stage, hyper, names = part
     scalars: Hyper = dict(stage.scalars)
-    scalars |= stage.count(scalars, known["step"], hyper)
+    scalars |= stage.count(scalars, known["step"], hyper, known["lr"])
     memory = {name: tensors[name] for name in names}
     given = {"param": tensors["param"], "grad": tensors["param"], "memory": tuple(memory.values())}
     given |= {"coordinate": tensors["coordinate"]}

@@ -206,7 +206,7 @@ class One:
         state["step"] += 1
         step = number(state["step"], group)
         for stage, hyper, _ in active:
-            self._keep(stage.count(state, step, hyper))
+            self._keep(stage.count(state, step, hyper, rate(group)))
         self.known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},

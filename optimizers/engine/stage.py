@@ -87,6 +87,10 @@ class Stage:
     matrix: Any
     #: under which it stands in a `Partition`: the groups with this ``direction`` are stepped by it
     route: str | None = None
+    #: for a stage that takes the gradient elsewhere: ``length(grad, param)``, the tensor whose norm, taken over all
+    #: parameters, is given to ``ascent(grad, param, norm, *, hyper-parameters…)``, the way from the parameter there
+    length: Any = None
+    ascent: Any = None
 
     def __init__(self, **hyper: Any) -> None:
         self.hyper = self.plain(hyper)
@@ -126,7 +130,7 @@ class Stage:
         """The names in `state` that are in use at these values; the others are not kept and given as None."""
         return self.state
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
         return {}
 
@@ -159,6 +163,14 @@ class Stage:
         """State tensors, of this or another stage, to replace at the end of the step."""
         return {}
 
+    def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor | None:
+        """Where to evaluate the model, if not at the parameter itself: see `Chain.eval`. It changes nothing."""
+        return None
+
+    def refuses_lr(self, lr: float, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> str | None:
+        """Why a parameter cannot be stepped at this learning rate; asked before anything moves."""
+        return None
+
     def joined(self, chain: Sequence["Stage"]) -> "Stage":
         """The stage as it takes part in `chain`; raises `ValueError` where it cannot."""
         return self
@@ -169,6 +181,11 @@ class Stage:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.hyper.items())})"
+
+
+def has_point(stage: Stage) -> bool:
+    """Whether a stage says where to evaluate."""
+    return type(stage).point is not Stage.point
 
 
 def select(condition: Any, yes: Any, no: Any) -> Any:

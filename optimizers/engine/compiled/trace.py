@@ -128,7 +128,7 @@ class _Tracing:
         """The passes: one for each stage that asks for sums or a matrix, and the last."""
         known, span = dict(self._known), Span()
         for stage, hyper, _ in self._active:
-            known |= stage.count(known, known["step"], hyper)
+            known |= stage.count(known, known["step"], hyper, known["lr"])
         for stage, hyper, _ in self._active:
             if stage.reach == "element":
                 continue

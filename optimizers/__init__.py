@@ -26,6 +26,7 @@ from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
+from .rounding import Kahan, StateDtype, StochasticRounding
 from .schedules import wsd
 from .signum import Signum
 from .weight_decay import L2, DecoupledWeightDecay
@@ -58,6 +59,7 @@ __all__ = [
     "GradientDropout",
     "GradientNoise",
     "LearningRateDropout",
+    "Kahan",
     "Lion",
     "Lookahead",
     "NAdam",
@@ -68,6 +70,8 @@ __all__ = [
     "RMSprop",
     "Signum",
     "Stage",
+    "StateDtype",
+    "StochasticRounding",
     "create",
     "new_run",
     "recipes",

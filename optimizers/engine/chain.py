@@ -21,13 +21,13 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
 from .composition import in_order, refuse_clashes
-from .eager import Active, Hyper, Part, step_differentiably, step_in_place, step_lock_free
+from .eager import Active, Hyper, Part, kept, step_differentiably, step_in_place, step_lock_free
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, number, rate, schedule, with_numbers
+from .state import adopt, apart, begin, number, rate, schedule, uncast
 from .tensors import Gradients
 
 
@@ -179,7 +179,7 @@ class Chain(Optimizer):
     def _step_parameter(
         self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
     ) -> None:
-        state = self.state[param]
+        state, active = self.state[param], kept(active, param.dtype)
         begin(state, param, index, active, group)
         state["step"] += 1
         step = number(state["step"], group)
@@ -196,6 +196,7 @@ class Chain(Optimizer):
             "lr": rate(group),
             "schedule": schedule(group),
             "index": int(state["index"]) if "index" in state else None,
+            "stored": param.dtype,
             "maximize": group["maximize"],
         }
         execute = step_differentiably if group["differentiable"] else step_in_place
@@ -224,7 +225,7 @@ class Chain(Optimizer):
         for i, group in enumerate(self.param_groups):
             for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
-                    begin(self.state[param], param, index, self._active(group), group)
+                    begin(self.state[param], param, index, kept(self._active(group), param.dtype), group)
                     for tensor in (param, *self.state[param].values()):
                         tensor.share_memory_()
         self._lock_free = True
@@ -258,7 +259,9 @@ class Chain(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
-        super().load_state_dict({**state_dict, "state": with_numbers(state_dict["state"], scalars)})
+        casts = any(type(stage).cast is not Stage.cast for stage in self._stages)
+        tensors = {name for stage in self._stages for name in stage.state} if casts else ()
+        super().load_state_dict({**state_dict, "state": uncast(state_dict["state"], scalars, tensors)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_stages", "_indices", "_lock_free")
@@ -281,7 +284,7 @@ class Chain(Optimizer):
             for param in group["params"]:
                 # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
                 if param in self.state and "_stages" not in state:
-                    self.state[param] = adopt(self.state[param], home(param, group))
+                    self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
         """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""

@@ -29,16 +29,41 @@ class Part(NamedTuple):
 Active = Sequence[Part]  # in the order of their places
 
 
+def kept(active: Active, dtype: torch.dtype) -> Active:
+    """The stages with those of their tensors that are kept for a parameter of this dtype."""
+    if all(part.stage.remembers_for(dtype) for part in active):
+        return active
+    return [part if part.stage.remembers_for(dtype) else part._replace(names=()) for part in active]
+
+
 def advance(
     active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One step of a chain as a pure function: the new parameter and the new state.
 
+    In the dtypes that it is given, and in the parameter's own precision; in float32 at least where a stage is `wide`.
+
+    Args:
+        as for `_advance`.
+    """
+    if not any(part.stage.wide for part in active):
+        return _advance(active, param, grad, state, known)
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    wide = {name: tensor.to(dtype) for name, tensor in state.items()}
+    new_param, new = _advance(active, param.to(dtype), grad.to(dtype), wide, known)
+    return new_param.to(param.dtype), {name: tensor.to(state[name].dtype) for name, tensor in new.items()}
+
+
+def _advance(
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of a chain, in torch's own arithmetic.
+
     Args:
         active: the stages that do something.
         param, grad: real tensors of one shape.
         state: the stages' tensors, of the same shape.
-        known: ``lr``, ``step``, ``maximize`` and whatever else the stages' signatures name.
+        known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
     """
     state = dict(state)
     x = -grad if known["maximize"] else grad
@@ -59,7 +84,7 @@ def advance(
                 state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
                 scaled |= stage.includes_lr
     for stage, hyper, _ in active:
-        state.update(stage.after(state, {**known, **hyper}))
+        state.update(stage.after(state, {**known, **hyper, "new_param": x}))
     return x, state
 
 

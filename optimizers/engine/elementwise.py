@@ -45,7 +45,7 @@ def prove(active: Active, known: Hyper) -> None:
         for part in active:
             for step in _STEPS:
                 for tensors in _trials([name for each in active for name in each.names]):
-                    if reason := _difference(part, tensors, {**known, "step": step, "index": 0}):
+                    if reason := _difference(part, tensors, {**known, "step": step, "index": 0, "stored": torch.bfloat16}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
                             "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape"
@@ -110,7 +110,7 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, 
     given |= {**known, **scalars, **hyper, **dict.fromkeys(stage.state), **memory}
     out = stage.update(tensors["x"], **{name: given[name] for name in stage.needs})
     x, *new = out if stage.state else (out,)
-    after = stage.after(dict(tensors), {**known, **scalars, **hyper})
+    after = stage.after(dict(tensors), {**known, **scalars, **hyper, "new_param": x})
     results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
     return {
         name: result if isinstance(result, Tensor) else torch.tensor(result, device="cpu")

@@ -27,6 +27,7 @@ from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
 from .rmsprop import RMSprop
+from .rounding import Kahan, StateDtype, StochasticRounding
 from .sam import ASAM, SAM
 from .schedule_free import ScheduleFree
 from .schedules import wsd
@@ -63,6 +64,7 @@ __all__ = [
     "DecoupledWeightDecay",
     "GradientDropout",
     "GradientNoise",
+    "Kahan",
     "LearningRateDropout",
     "Lion",
     "Lookahead",
@@ -75,6 +77,8 @@ __all__ = [
     "ScheduleFree",
     "Signum",
     "Stage",
+    "StateDtype",
+    "StochasticRounding",
     "create",
     "new_run",
     "recipes",

@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
 from .composition import Partition, in_order, refuse_clashes
-from .eager import Active, Hyper, Part
+from .eager import Active, Hyper, Part, kept
 from .evaluation import Evaluation
 from .execution import One, Worker, run
 from .identity import Indices
@@ -29,7 +29,7 @@ from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, with_numbers
+from .state import adopt, apart, begin, uncast
 from .tensors import Gradients
 
 
@@ -203,7 +203,7 @@ class Chain(Evaluation):
         for i, group in enumerate(self.param_groups):
             for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
-                    begin(self.state[param], param, index, self._active(group), group)
+                    begin(self.state[param], param, index, kept(self._active(group), param.dtype), group)
                     for tensor in (param, *self.state[param].values()):
                         tensor.share_memory_()
         self._lock_free = True
@@ -238,7 +238,9 @@ class Chain(Evaluation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
-        super().load_state_dict({**state_dict, "state": with_numbers(state_dict["state"], scalars)})
+        casts = any(type(stage).cast is not Stage.cast for stage in self._stages)
+        tensors = {name for stage in self._stages for name in (stage.state if casts else ()) + stage.matrices}
+        super().load_state_dict({**state_dict, "state": uncast(state_dict["state"], scalars, tensors)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_stages", "_indices", "_lock_free")
@@ -261,7 +263,7 @@ class Chain(Evaluation):
             for param in group["params"]:
                 # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
                 if param in self.state and "_stages" not in state:
-                    self.state[param] = adopt(self.state[param], home(param, group))
+                    self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
         """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""

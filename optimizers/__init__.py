@@ -12,16 +12,21 @@ from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
+from .cautious import Cautious, CautiousWeightDecay
 from .clipping import ClipNorm, ClipValue
 from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
+from .hyperball import Hyperball
+from .lamb import LAMB
 from .lion import Lion
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
+from .mars import MARS
 from .momentum import SGD
 from .nadam import NAdam, NAdamW
+from .prodigy import Prodigy
 from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
@@ -36,6 +41,8 @@ sys.modules.update({module.__name__.replace(".engine", ""): module for module in
 __all__ = [
     "ADOPT",
     "L2",
+    "LAMB",
+    "MARS",
     "SGD",
     "SGDW",
     "AMSBound",
@@ -51,18 +58,22 @@ __all__ = [
     "AdamW",
     "Adamax",
     "AggMo",
+    "Cautious",
+    "CautiousWeightDecay",
     "Chain",
     "ClipNorm",
     "ClipValue",
     "DecoupledWeightDecay",
     "GradientDropout",
     "GradientNoise",
+    "Hyperball",
     "LearningRateDropout",
     "Lion",
     "Lookahead",
     "NAdam",
     "NAdamW",
     "Place",
+    "Prodigy",
     "RAdam",
     "RAdamW",
     "RMSprop",

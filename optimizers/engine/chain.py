@@ -20,14 +20,15 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
-from .composition import in_order, refuse_clashes
-from .eager import Active, Hyper, Part, step_differentiably, step_in_place, step_lock_free
+from .composition import Partition, in_order, refuse_clashes
+from .eager import Active, Hyper, Part
+from .execution import One, Worker, run
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, number, rate, schedule, with_numbers
+from .state import adopt, apart, begin, home, with_numbers
 from .tensors import Gradients
 
 
@@ -140,11 +141,12 @@ class Chain(Optimizer):
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
         self._indices.begin()
-        for step in compiled.values():
-            step.run()
+        workers: list[Worker] = [table for step in compiled.values() for table in step.tables]
         for group, active, members in zip(groups, actives, eager, strict=True):
             for index, param in members.items():
-                self._step_parameter(param, grads[param], index, group, active, shared)
+                given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
+                workers.append(One(*given))
+        run(self._stages, workers, self.state)
         return loss
 
     def _patch_step_function(self) -> None:
@@ -162,7 +164,8 @@ class Chain(Optimizer):
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
-        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in self._stages]
+        stages = [s for s in self._stages if s.route is None or s.route == group["direction"]]
+        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in stages]
         return [Part(stage, hyper, stage.remembers(hyper)) for stage, hyper in pairs if stage.applies(hyper)]
 
     def _compiles(self, group: Hyper) -> bool:
@@ -176,31 +179,6 @@ class Chain(Optimizer):
             return bool(self._worth_compiling)
         return bool(group["fused"])
 
-    def _step_parameter(
-        self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
-    ) -> None:
-        state = self.state[param]
-        begin(state, param, index, active, group)
-        state["step"] += 1
-        step = number(state["step"], group)
-        for stage, hyper, _ in active:
-            for name, scalar in stage.count(state, step, hyper).items():
-                if group["differentiable"]:
-                    state[name] = scalar.to(state[name])
-                else:
-                    state[name].copy_(scalar)
-        known = {
-            **shared,
-            **{name: number(state[name], group) for part in active for name in part.stage.scalars},
-            "step": step,
-            "lr": rate(group),
-            "schedule": schedule(group),
-            "index": int(state["index"]) if "index" in state else None,
-            "maximize": group["maximize"],
-        }
-        execute = step_differentiably if group["differentiable"] else step_in_place
-        (step_lock_free if self._lock_free else execute)(active, param, grad, state, known)
-
     def share_memory(self) -> "Chain":
         """Put the parameters and the whole state, made now, into shared memory, for Hogwild training.
 
@@ -212,8 +190,11 @@ class Chain(Optimizer):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
+            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches further
+                than an element: other processes would change what it sums.
         """
+        if far := [stage for stage in self._stages if stage.reach != "element"]:
+            raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
         self._settings.check_new(self.param_groups)
         for group in self.param_groups:
             if group["differentiable"] or not all(map(owns_memory, group["params"])):
@@ -240,7 +221,8 @@ class Chain(Optimizer):
             TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
         """
         if isinstance(param_group, dict):
-            given = self._settings.plain(param_group)
+            direction = param_group.get("direction", self.defaults.get("direction"))
+            given = self._settings.plain(Partition.defaults(self._stages, direction) | param_group)
             self._settings.check(self.defaults | given, f" of parameter group {len(self.param_groups)}")
             param_group.update(given)
             if self._scheduled:

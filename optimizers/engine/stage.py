@@ -37,6 +37,7 @@ class Stage:
     - ``memory``: all its tensors as a tuple, for a stage whose number of tensors is a hyper-parameter;
     - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
     - ``schedule``: the learning rate as a multiple of the one before any scheduler changed it;
+    - ``grad``: the gradient as it came, negated to maximize;
     - for noise: ``index`` (which parameter it is, see `identity`) and ``coordinate`` (int64, the
       position of each element in it);
     - whatever `before` returned.
@@ -45,6 +46,11 @@ class Stage:
     of `state`, with None for one that is not in use. What it makes of a coordinate depends on that coordinate
     alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
     `elementwise`.)
+
+    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines `terms`,
+    with a signature of the same kind, which returns elementwise terms by name; `update` is given their sums, over
+    all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers, in double
+    precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
     """
 
     place: ClassVar[Place]
@@ -68,8 +74,19 @@ class Stage:
     #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
     #: the zeros, too; None refuses it
     sparse: ClassVar[Literal["entries", "whole"] | None] = None
-    needs: ClassVar[tuple[str, ...]]
-    update: Any  # a static method; its signature differs from stage to stage
+    #: what a coordinate of its result may depend on: itself, sums over the tensor or over all tensors, or anything
+    reach: ClassVar[Literal["element", "tensor", "optimizer", "matrix"]] = "element"
+    #: names of further tensors remembered per parameter, of any shape, which `matrix` alone is given
+    matrices: tuple[str, ...] = ()
+    #: by function (`update`, `terms`, `matrix`) the names in its signature, and all of them
+    asks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: static methods; their signatures differ from stage to stage
+    update: Any
+    terms: Any
+    matrix: Any
+    #: under which it stands in a `Partition`: the groups with this ``direction`` are stepped by it
+    route: str | None = None
 
     def __init__(self, **hyper: Any) -> None:
         self.hyper = self.plain(hyper)
@@ -77,8 +94,14 @@ class Stage:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "update" in cls.__dict__:
-            cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
+        functions = [name for name in ("update", "terms", "matrix") if name in cls.__dict__]
+        named = {name: tuple(list(inspect.signature(getattr(cls, name)).parameters)[1:]) for name in functions}
+        cls.asks = {**cls.asks, **named}
+        cls.needs = frozenset(name for names in cls.asks.values() for name in names)
+
+    def call(self, function: str, x: Tensor, given: Mapping[str, Any]) -> Any:
+        """`update`, `terms` or `matrix` of x, with those of the given values that its signature names."""
+        return getattr(self, function)(x, **{name: given[name] for name in self.asks[function]})
 
     def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Hyper-parameters in Python's own types, as `validation.plain` makes them."""
@@ -107,8 +130,25 @@ class Stage:
         """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
         return {}
 
+    def settle(
+        self, scalars: Mapping[str, Any], sums: Mapping[str, Any], step: Any, lr: Any, hyper: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The new `scalars` once the sums of `terms`, which was given the old ones, are known.
+
+        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first group's
+        hyper-parameters; every parameter's state has them.
+        """
+        return {}
+
+    def refuses(self, param: Tensor) -> str | None:
+        """Why a parameter cannot be stepped, if it cannot: said before anything moves."""
+        return "a matrix of complex numbers" if self.reach == "matrix" and param.is_complex() else None
+
     def initial(self, name: str, param: Tensor) -> Tensor:
-        """The state tensor `name` before the first step: shape, dtype and device of `param`."""
+        """The state tensor `name` before the first step: shape, dtype and device of `param`.
+
+        One of `matrices` is of any shape, and `param` as `matrix` is given it.
+        """
         return torch.zeros_like(param, memory_format=torch.preserve_format)
 
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .eager import Active, Hyper
 from .stage import select
+from .tensors import as_matrix, gathered, local
 
 
 def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper) -> None:
@@ -26,6 +27,9 @@ def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper)
                 # A differentiable step follows the parameter into what is remembered of it.
                 origin = param.clone() if group["differentiable"] else param.detach()
                 state[name] = part.stage.initial(name, origin)
+        for name in part.stage.matrices:
+            if name not in state:
+                state[name] = part.stage.initial(name, as_matrix(gathered(local(param.detach()), param)))
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:

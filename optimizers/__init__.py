@@ -13,16 +13,21 @@ from .adopt import ADOPT
 from .aggmo import AggMo
 from .amsgrad import AMSGrad
 from .average import Average
+from .cautious import Cautious, CautiousWeightDecay
 from .clipping import ClipNorm, ClipValue
 from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
 from .groups import weight_decay_groups
 from .hogwild import run_hogwild
+from .hyperball import Hyperball
+from .lamb import LAMB
 from .lion import Lion
 from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
+from .mars import MARS
 from .momentum import SGD
 from .nadam import NAdam, NAdamW
+from .prodigy import Prodigy
 from .radam import RAdam, RAdamW
 from .registry import create, recipes
 from .registry import list as list  # not in __all__: it would hide the built-in
@@ -41,6 +46,8 @@ __all__ = [
     "ADOPT",
     "ASAM",
     "L2",
+    "LAMB",
+    "MARS",
     "SAM",
     "SGD",
     "SGDW",
@@ -58,12 +65,15 @@ __all__ = [
     "Adamax",
     "AggMo",
     "Average",
+    "Cautious",
+    "CautiousWeightDecay",
     "Chain",
     "ClipNorm",
     "ClipValue",
     "DecoupledWeightDecay",
     "GradientDropout",
     "GradientNoise",
+    "Hyperball",
     "Kahan",
     "LearningRateDropout",
     "Lion",
@@ -71,6 +81,7 @@ __all__ = [
     "NAdam",
     "NAdamW",
     "Place",
+    "Prodigy",
     "RAdam",
     "RAdamW",
     "RMSprop",

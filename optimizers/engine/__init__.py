@@ -11,6 +11,7 @@ __all__ = [
     "SEED",
     "Chain",
     "Options",
+    "Partition",
     "Place",
     "Stage",
     "bits",

@@ -5,6 +5,7 @@ import sys
 from .adabelief import AdaBelief
 from .adabound import AdaBound, AdaBoundW, AMSBound, AMSBoundW
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam, Adamax
 from .adamw import SGDW, AdamW
@@ -17,7 +18,7 @@ from .cautious import Cautious, CautiousWeightDecay
 from .clipping import ClipNorm, ClipValue
 from .engine import Chain, Place, Stage, chain, identity, new_run, stage
 from .gradient_noise import GradientNoise
-from .groups import weight_decay_groups
+from .groups import muon_groups, weight_decay_groups
 from .hogwild import run_hogwild
 from .hyperball import Hyperball
 from .lamb import LAMB
@@ -26,6 +27,7 @@ from .lookahead import Lookahead
 from .lr_dropout import GradientDropout, LearningRateDropout
 from .mars import MARS
 from .momentum import SGD
+from .muon import Muon
 from .nadam import NAdam, NAdamW
 from .prodigy import Prodigy
 from .radam import RAdam, RAdamW
@@ -36,7 +38,9 @@ from .rounding import Kahan, StateDtype, StochasticRounding
 from .sam import ASAM, SAM
 from .schedule_free import ScheduleFree
 from .schedules import wsd
+from .shampoo import Shampoo
 from .signum import Signum
+from .soap import SOAP, Rotated
 from .weight_decay import L2, DecoupledWeightDecay
 
 # By these names, of before there was an engine, pickles and users' own stages know what is in them.
@@ -51,6 +55,7 @@ __all__ = [
     "SAM",
     "SGD",
     "SGDW",
+    "SOAP",
     "AMSBound",
     "AMSBoundW",
     "AMSGrad",
@@ -59,6 +64,7 @@ __all__ = [
     "AdaBound",
     "AdaBoundW",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -78,6 +84,7 @@ __all__ = [
     "LearningRateDropout",
     "Lion",
     "Lookahead",
+    "Muon",
     "NAdam",
     "NAdamW",
     "Place",
@@ -85,12 +92,15 @@ __all__ = [
     "RAdam",
     "RAdamW",
     "RMSprop",
+    "Rotated",
     "ScheduleFree",
+    "Shampoo",
     "Signum",
     "Stage",
     "StateDtype",
     "StochasticRounding",
     "create",
+    "muon_groups",
     "new_run",
     "recipes",
     "run_hogwild",

@@ -17,6 +17,7 @@ from .eager import (
     Active,
     Hyper,
     Part,
+    kept,
     step_differentiably,
     step_in_place,
     step_lock_free,
@@ -198,15 +199,15 @@ class One:
         state: Hyper,
         lock_free: bool,
     ) -> None:
-        self.active, self._param = active, param
+        self.active, self._param = kept(active, param.dtype), param
         self._grad, self._differentiable, self._lock_free = grad, group["differentiable"], lock_free
         self._state = self._tensors = state
         self._span = ALL
-        begin(state, param, index, active, group)
+        begin(state, param, index, self.active, group)
         state["step"] += 1
         step = number(state["step"], group)
         for stage, hyper, _ in active:
-            self._keep(stage.count(state, step, hyper))
+            self._keep(stage.count(state, step, hyper, rate(group)))
         self.known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},
@@ -214,6 +215,7 @@ class One:
             "lr": rate(group),
             "schedule": schedule(group),
             "index": int(state["index"]) if "index" in state else None,
+            "stored": param.dtype,
             "maximize": group["maximize"],
         }
 

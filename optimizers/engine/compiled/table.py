@@ -57,6 +57,7 @@ class Table:
         self._programs = programs
         self._functions = list(map(load, sources))
         self._params = list(members.values())
+        self.stored = self._params[0].dtype
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
         for param, own, state in zip(self._params, self._locals, self._states, strict=True):

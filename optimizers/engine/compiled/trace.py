@@ -70,9 +70,9 @@ def trace(active: Active, known: Hyper, dtype: torch.dtype) -> tuple[Program, ..
     Args:
         active: the stages that apply, with their hyper-parameters.
         known: what else the stages' signatures name and all parameters of a group share: ``lr``, ``schedule``,
-            ``maximize`` and what `Stage.before` returned; the whole optimizer's scalars, and under their names with
-            `SETTLED` in front, what they become. Numbers are Python's: a float where it is not a count, as their
-            type decides the program's.
+            ``maximize``, ``stored`` and what `Stage.before` returned; the whole optimizer's scalars, and under
+            their names with `SETTLED` in front, what they become. Numbers are Python's: a float where it is not a
+            count, as their type decides the program's.
 
     Raises:
         Untraceable: a stage needs to see a value, or uses an operation on something other than tensors.
@@ -128,7 +128,7 @@ class _Tracing:
         """The passes: one for each stage that asks for sums or a matrix, and the last."""
         known, span = dict(self._known), Span()
         for stage, hyper, _ in self._active:
-            known |= stage.count(known, known["step"], hyper)
+            known |= stage.count(known, known["step"], hyper, known["lr"])
         for stage, hyper, _ in self._active:
             if stage.reach == "element":
                 continue

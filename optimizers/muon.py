@@ -49,7 +49,8 @@ def polar_factor(x: Tensor) -> Tensor:
     """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
-    return (u * seen.unsqueeze(-2)) @ vt
+    factor: Tensor = (u * seen.unsqueeze(-2)) @ vt
+    return factor
 
 
 def orthogonalized(
@@ -142,10 +143,9 @@ class MuonDirection(Stage):
     def refuses(self, param: Tensor) -> str | None:
         if param.dim() >= 2 and not param.is_complex():
             return None
-        kind = "complex parameters" if param.is_complex() else "parameters of fewer than two dimensions"
+        reason = "it is complex" if param.is_complex() else "it has fewer than two dimensions"
         return (
-            f"Muon takes no {kind}: give it to AdamW, in a parameter group with direction='adamw'; "
-            "muon_groups(model) makes such groups"
+            f"{reason}; give it to AdamW, by direction='adamw' in its group: muon_groups(model) makes such groups"
         )
 
     @staticmethod
@@ -172,7 +172,8 @@ class MuonDirection(Stage):
         # O_t = U Vᵀ, where u_t = U S Vᵀ
         result = orthogonalized(stack, method, ns_coefficients, ns_steps, eps, precision)
         # d_t = √max(1, r/c) O_t, or 0.2 √max(r, c) O_t
-        return (factor(*stack.shape[-2:], adjust_lr_fn) * result.to(x.dtype)).reshape(x.shape)
+        rows, columns = stack.shape[-2:]
+        return (factor(rows, columns, adjust_lr_fn) * result.to(x.dtype)).reshape(x.shape)
 
 
 class NorMuonDirection(MuonDirection):
@@ -281,7 +282,7 @@ class Muon(Chain):
         decay: Literal["lr", "schedule"] = "lr",
         **options: Unpack[Options],
     ) -> None:
-        given = dict(
+        given: dict[str, Any] = dict(
             momentum=momentum,
             nesterov=nesterov,
             ns_coefficients=ns_coefficients,

@@ -102,7 +102,7 @@ class Rotated(Stage):
         return self.inner.applies(self._inner_hyper(hyper))
 
     def refuses(self, param: Tensor) -> str | None:
-        return "a rotation takes no complex parameters" if param.is_complex() else self.inner.refuses(param)
+        return "it is complex" if param.is_complex() else self.inner.refuses(param)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """The inner direction's; else one 0, in place of a tensor of zeros of whatever shape comes to be needed."""
@@ -110,10 +110,10 @@ class Rotated(Stage):
             return self.inner.initial(name, param)
         return param.new_zeros(())
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], *lr: Any) -> dict[str, Any]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         if hyper["first_step"]:
-            return self.inner.count(scalars, step, self._inner_hyper(hyper), *lr)
-        new = self.inner.count(scalars, step - 1, self._inner_hyper(hyper), *lr)
+            return self.inner.count(scalars, step, self._inner_hyper(hyper), lr)
+        new = self.inner.count(scalars, step - 1, self._inner_hyper(hyper), lr)
         return {name: select(step > 1, value, scalars[name]) for name, value in new.items()}
 
     def __repr__(self) -> str:

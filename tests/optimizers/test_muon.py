@@ -12,6 +12,8 @@ import optimizers
 from optimizers.muon import JORDAN, MuonDirection, newton_schulz
 from optimizers.polar_express import polar_express
 
+from .matrices import apart, follow, gaussian, path, singular_values
+
 SHAPES = ((24, 8), (8, 24), (20, 20), (7, 5), (3, 30))
 
 
@@ -22,32 +24,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def gaussian(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def path(make, shapes=SHAPES, steps=30, dtype=torch.float64, schedule=None):
-    """Where noisy gradients of a quadratic lead, and the optimizer."""
-    starts = [gaussian(*shape, seed=i) for i, shape in enumerate(shapes)]
-    params = [start.to(dtype).requires_grad_() for start in map(torch.clone, starts)]
-    optimizer = make(params)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda t: 1.0))
-    for t in range(steps):
-        for i, (param, start) in enumerate(zip(params, starts, strict=True)):
-            param.grad = (gaussian(*start.shape, seed=1000 * t + i) + 0.5 * start).to(dtype)
-        optimizer.step()
-        scheduler.step()
-    return params, optimizer
-
-
-def apart(params, others):
-    return max((a - b).abs().max().item() for a, b in zip(params, others, strict=True))
-
-
-def singular_values(x):
-    return torch.linalg.svdvals(x.double())
 
 
 # ---------------------------------------------------------------------- torch's
@@ -63,36 +39,21 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equals_torch(options):
     """In the precision of torch's Newton and Schulz; their inputs, in float64, round to the same bfloat16."""
-    schedule = lambda t: 1 / (1 + 0.1 * t)  # noqa: E731
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, precision="bfloat16", **options), schedule=schedule)
-    theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02, **options), schedule=schedule)
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, precision="bfloat16", **options), SHAPES)
+    theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02, **options), SHAPES)
     assert apart(ours, theirs) < 1e-13
     assert apart(ours, [gaussian(*shape, seed=i) for i, shape in enumerate(SHAPES)]) > 0.01
 
 
 def test_in_float32_it_is_torch_s_but_for_rounding():
     for dtype, precision, near in ((torch.float32, "bfloat16", 2e-4), (torch.float32, "auto", 5e-3)):
-        ours, _ = path(lambda p, how=precision: optimizers.Muon(p, lr=0.02, precision=how), dtype=dtype)
-        theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02), dtype=dtype)
+        ours, _ = path(lambda p, how=precision: optimizers.Muon(p, lr=0.02, precision=how), SHAPES, dtype=dtype)
+        theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02), SHAPES, dtype=dtype)
         # 30 steps of 0.02; what is rounded to bfloat16 another way has 1/256 of a step
         assert apart(ours, theirs) < near
 
 
 def test_each_continues_the_other_s_checkpoint():
-    def stopped(make):
-        params, optimizer = path(make, steps=10)
-        return [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
-
-    def resumed(make, params, state):
-        params = [p.clone().requires_grad_() for p in params]
-        optimizer = make(params)
-        optimizer.load_state_dict(copy.deepcopy(state))
-        for t in range(5):
-            for i, param in enumerate(params):
-                param.grad = gaussian(*param.shape, seed=1000 * t + i)
-            optimizer.step()
-        return params
-
     def ours(params):
         return optimizers.Muon(params, lr=0.02, precision="bfloat16")
 
@@ -100,15 +61,24 @@ def test_each_continues_the_other_s_checkpoint():
         return torch.optim.Muon(params, lr=0.02)
 
     for first in (ours, theirs):
-        params, state = stopped(first)
-        loaded = [resumed(make, params, state) for make in (ours, theirs)]
-        assert apart(*loaded) < 1e-13
+        params, optimizer = path(first, SHAPES, steps=10)
+        state = copy.deepcopy(optimizer.state_dict())
+        ends = []
+        for second in (ours, theirs):
+
+            def make(params, make=second, state=state):
+                optimizer = make(params)
+                optimizer.load_state_dict(copy.deepcopy(state))
+                return optimizer
+
+            ends.append(path(make, SHAPES, steps=5, begin=10, params=params)[0])
+        assert apart(*ends) < 1e-13
 
 
 # ---------------------------------------------------------------------- the derivation
 
 
-def muon(theta, gradient, eta, memory, lr, weight_decay=0.1, momentum=0.95, nesterov=True, scale="jordan"):
+def muon(theta, gradient, t, eta, memory, lr, weight_decay=0.1, momentum=0.95, nesterov=True, scale="jordan"):
     """θ ← (1 − α λ) θ − α s U Vᵀ, where U S Vᵀ is the momentum; in NumPy."""
     m = memory["m"] = momentum * memory.get("m", 0.0) + (1 - momentum) * gradient
     u, _, vt = np.linalg.svd(momentum * m + (1 - momentum) * gradient if nesterov else m, full_matrices=False)
@@ -123,15 +93,9 @@ def muon(theta, gradient, eta, memory, lr, weight_decay=0.1, momentum=0.95, nest
 )
 def test_exact_it_is_the_steepest_step_in_the_spectral_norm(options):
     named = {"adjust_lr_fn" if name == "scale" else name: value for name, value in options.items()}
-    schedule = lambda t: 1 / (1 + 0.1 * t)  # noqa: E731
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, method="exact", **named), schedule=schedule)
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, method="exact", **named), SHAPES)
     for i, (param, shape) in enumerate(zip(ours, SHAPES, strict=True)):
-        theta = start = gaussian(*shape, seed=i).numpy()
-        memory = {}
-        for t in range(30):
-            gradient = gaussian(*shape, seed=1000 * t + i).numpy() + 0.5 * start
-            theta = muon(theta, gradient, schedule(t), memory, lr=0.02, **options)
-        assert np.abs(param.detach().numpy() - theta).max() < 1e-11
+        assert np.abs(param.numpy() - follow(muon, shape, i, lr=0.02, **options)).max() < 1e-11
 
 
 def test_no_other_direction_of_its_norm_goes_down_more():
@@ -240,13 +204,15 @@ def test_a_factor_makes_no_difference():
 
 def test_the_average_and_the_sum_have_one_direction():
     """Moonlight's momentum m ← μ m + g is the average's over 1 − μ."""
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, weight_decay=0.0, nesterov=False), steps=30)
+
+    def moonlight(theta, gradient, t, eta, memory):
+        m = memory["m"] = 0.95 * memory.get("m", 0.0) + gradient
+        scale = 0.02 * eta * max(1, m.shape[0] / m.shape[1]) ** 0.5
+        return theta - scale * newton_schulz(torch.tensor(m), [JORDAN] * 5, 1e-7).numpy()
+
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, weight_decay=0.0, nesterov=False), SHAPES)
     for i, (param, shape) in enumerate(zip(ours, SHAPES, strict=True)):
-        theta, m, start = gaussian(*shape, seed=i), 0.0, gaussian(*shape, seed=i)
-        for t in range(30):
-            m = 0.95 * m + gaussian(*shape, seed=1000 * t + i) + 0.5 * start
-            theta = theta - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * newton_schulz(m, [JORDAN] * 5, 1e-7)
-        assert (param - theta).abs().max() < 1e-11
+        assert np.abs(param.numpy() - follow(moonlight, shape, i)).max() < 1e-11
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
@@ -378,7 +344,7 @@ def test_a_vector_is_refused_before_anything_moves(shape):
     optimizer = optimizers.Muon(params)
     for param in params:
         param.grad = torch.ones_like(param)
-    with pytest.raises(RuntimeError, match=r"direction='adamw'; muon_groups\(model\)"):
+    with pytest.raises(RuntimeError, match=r"shape .* fewer than two .* AdamW.*muon_groups\(model\)"):
         optimizer.step()
     assert torch.equal(params[0].detach(), torch.ones(2, 3))
     assert not optimizer.state[params[0]]

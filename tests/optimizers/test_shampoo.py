@@ -1,4 +1,4 @@
-"""Shampoo: equal to the paper's algorithm and to what is used today, and what its powers whiten (Gupta et al. 2018)."""
+"""Shampoo: equal to the paper's algorithm, and what its powers whiten (Gupta, Koren and Singer 2018)."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 import optimizers
 
-from .matrices import apart, follow, gaussian, path, singular_values
+from .matrices import follow, gaussian, path
 
 SHAPES = ((12, 5), (4, 9), (6, 6), (7,), ())
 
@@ -124,7 +124,7 @@ def test_grafted_it_is_as_long_as_adam_s_step():
 
 
 def test_a_large_side_has_a_diagonal():
-    """Of which the root is that of every sum of squares: with both sides so, Adafactor's denominator but for powers."""
+    """That of the sums of squares."""
     g = gaussian(9, 4)
     rows, columns = g.square().sum(1, keepdim=True), g.square().sum(0, keepdim=True)
     expected = (rows + 1e-4) ** -0.25 * g * (columns + 1e-4) ** -0.25

@@ -67,7 +67,7 @@ class AdafactorDirection(Stage):
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros whose shape is that of what is averaged, if anything is."""
-        return param.new_zeros(())
+        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def update(grad: Tensor) -> Tensor:

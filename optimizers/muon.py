@@ -186,7 +186,9 @@ class NorMuonDirection(MuonDirection):
         super().__init__(row_beta=row_beta, **hyper)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
-        return param.new_zeros(len(param), 1) if name in self.matrices else super().initial(name, param)
+        if name not in self.matrices:
+            return super().initial(name, param)
+        return torch.zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def matrix(  # type: ignore[override]

@@ -95,7 +95,7 @@ class ShampooDirection(Stage):
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros of whatever shape comes to be needed."""
-        return param.new_zeros(())
+        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def update(grad: Tensor) -> Tensor:

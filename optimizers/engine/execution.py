@@ -160,6 +160,8 @@ def apply_matrix(part: Part, param: Tensor, whole: Tensor, grad: Tensor, state: 
         known: what else the stage's signature may name.
     """
     stage, hyper, _ = part
+    if param.numel() == 0:
+        return whole
     given = {**known, **hyper, **{name: state[name] for name in stage.matrices}}
     for name, tensor in ("param", param), ("grad", -grad if known["maximize"] else grad):
         if name in stage.asks["matrix"]:

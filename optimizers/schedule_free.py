@@ -114,4 +114,4 @@ class ScheduleFree(Stage):
 
     def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor:
         # x_t = y_t + (1 − 1/β) (z_t − y_t)
-        return param.lerp(state["z"], 1 - 1 / hyper["beta"])
+        return param.lerp(state["z"].to(param), 1 - 1 / hyper["beta"])

@@ -20,15 +20,16 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
-from .composition import in_order, refuse_clashes
-from .eager import Active, Hyper, Part, step_differentiably, step_in_place, step_lock_free
+from .composition import Partition, in_order, refuse_clashes
+from .eager import Active, Hyper, Part, kept
 from .evaluation import Evaluation
+from .execution import One, Worker, run
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, number, rate, schedule, with_numbers
+from .state import adopt, apart, begin, uncast
 from .tensors import Gradients
 
 
@@ -138,11 +139,12 @@ class Chain(Evaluation):
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
         self._indices.begin()
-        for step in compiled.values():
-            step.run()
+        workers: list[Worker] = [table for step in compiled.values() for table in step.tables]
         for group, active, members in zip(groups, actives, eager, strict=True):
             for index, param in members.items():
-                self._step_parameter(param, grads[param], index, group, active, shared)
+                given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
+                workers.append(One(*given))
+        run(self._stages, workers, self.state)
         return loss
 
     def _patch_step_function(self) -> None:
@@ -160,7 +162,8 @@ class Chain(Evaluation):
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
-        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in self._stages]
+        stages = [s for s in self._stages if s.route is None or s.route == group["direction"]]
+        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in stages]
         return [Part(stage, hyper, stage.remembers(hyper)) for stage, hyper in pairs if stage.applies(hyper)]
 
     def _compiles(self, group: Hyper) -> bool:
@@ -174,31 +177,6 @@ class Chain(Evaluation):
             return bool(self._worth_compiling)
         return bool(group["fused"])
 
-    def _step_parameter(
-        self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
-    ) -> None:
-        state = self.state[param]
-        begin(state, param, index, active, group)
-        state["step"] += 1
-        step = number(state["step"], group)
-        for stage, hyper, _ in active:
-            for name, scalar in stage.count(state, step, hyper, rate(group)).items():
-                if group["differentiable"]:
-                    state[name] = scalar.to(state[name])
-                else:
-                    state[name].copy_(scalar)
-        known = {
-            **shared,
-            **{name: number(state[name], group) for part in active for name in part.stage.scalars},
-            "step": step,
-            "lr": rate(group),
-            "schedule": schedule(group),
-            "index": int(state["index"]) if "index" in state else None,
-            "maximize": group["maximize"],
-        }
-        execute = step_differentiably if group["differentiable"] else step_in_place
-        (step_lock_free if self._lock_free else execute)(active, param, grad, state, known)
-
     def share_memory(self) -> "Chain":
         """Put the parameters and the whole state, made now, into shared memory, for Hogwild training.
 
@@ -210,8 +188,11 @@ class Chain(Evaluation):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
+            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches
+                further than an element: other processes would change what it sums.
         """
+        if far := [stage for stage in self._stages if stage.reach != "element"]:
+            raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
         self._settings.check_new(self.param_groups)
         for group in self.param_groups:
             if group["differentiable"] or not all(map(owns_memory, group["params"])):
@@ -222,7 +203,7 @@ class Chain(Evaluation):
         for i, group in enumerate(self.param_groups):
             for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
-                    begin(self.state[param], param, index, self._active(group), group)
+                    begin(self.state[param], param, index, kept(self._active(group), param.dtype), group)
                     for tensor in (param, *self.state[param].values()):
                         tensor.share_memory_()
         self._lock_free = True
@@ -238,7 +219,8 @@ class Chain(Evaluation):
             TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
         """
         if isinstance(param_group, dict):
-            given = self._settings.plain(param_group)
+            direction = param_group.get("direction", self.defaults.get("direction"))
+            given = self._settings.plain(Partition.defaults(self._stages, direction) | param_group)
             self._settings.check(self.defaults | given, f" of parameter group {len(self.param_groups)}")
             param_group.update(given)
             if self._scheduled:
@@ -256,7 +238,9 @@ class Chain(Evaluation):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
-        super().load_state_dict({**state_dict, "state": with_numbers(state_dict["state"], scalars)})
+        casts = any(type(stage).cast is not Stage.cast for stage in self._stages)
+        tensors = {name for stage in self._stages for name in (stage.state if casts else ()) + stage.matrices}
+        super().load_state_dict({**state_dict, "state": uncast(state_dict["state"], scalars, tensors)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_stages", "_indices", "_lock_free")
@@ -279,7 +263,7 @@ class Chain(Evaluation):
             for param in group["params"]:
                 # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
                 if param in self.state and "_stages" not in state:
-                    self.state[param] = adopt(self.state[param], home(param, group))
+                    self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
         """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""

@@ -6,7 +6,6 @@ parameters, gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-para
 """
 
 import warnings
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..eager import Active, Hyper, Part
+from ..eager import Active, Hyper, Part, kept
 from ..identity import Indexed
 from ..memory import addressable, owns_memory
 from ..stage import Stage
@@ -24,14 +23,15 @@ from ..tensors import Gradients, local, real
 from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
+from .recorder import Untraceable
 from .table import Table
-from .trace import Program, Untraceable, form, numbers, trace
+from .trace import SETTLED, Program, form, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
 
 # With the stages, so that no other one has an address that is part of a key.
-_programs: dict[Any, tuple[Program, Active]] = {}
+_programs: dict[Any, tuple[tuple[Program, ...], Active]] = {}
 
 
 def worth_it(params: Iterable[Tensor]) -> bool | None:
@@ -60,7 +60,6 @@ class FusedStep:
         self._without: Sequence[Tensor] = ()  # those of them without a gradient
         self.members: Indexed = {}  # those with one
         self.eager: Indexed = {}  # those of them that no kernel can advance
-        self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
         self,
@@ -73,7 +72,7 @@ class FusedStep:
         tied: frozenset[int],
         held: bool,
     ) -> Indexed:
-        """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
+        """Make the tables ready for a step, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
             members: those of the group's parameters that have a gradient.
@@ -89,6 +88,9 @@ class FusedStep:
         ]
         known = {"lr": float(group["lr"]), "schedule": float(schedule(group)), "maximize": group["maximize"]}
         known |= {name: float(value) for name, value in shared.items()}
+        # The whole optimizer's scalars, before and after they are settled: see `execution`.
+        scalars = [name for part in active if part.stage.reach == "optimizer" for name in part.stage.scalars]
+        known |= {prefix + name: 0.0 for prefix in ("", SETTLED) for name in scalars}
         key = form(active, known), tied
         if key != self._key or not held:
             self._key, self._params, self.members = None, list(group["params"]), members
@@ -98,15 +100,9 @@ class FusedStep:
             self._key = key
             for table in self.tables:
                 table.look(grads)
-        given = [value for _, value in numbers(active, known)]
-        self._reals = array("d", [value for value in given if isinstance(value, float)])
-        self._wholes = array("q", [value for value in given if isinstance(value, int)])
-        return self.eager
-
-    def run(self) -> None:
-        """Advance the parameters by one step."""
         for table in self.tables:
-            table.step(self._reals, self._wholes)
+            table.begin(kept(active, table.stored), {**known, "stored": table.stored})
+        return self.eager
 
     @property
     def compiles(self) -> bool:
@@ -114,7 +110,7 @@ class FusedStep:
         return bool(self.tables) or not self.eager
 
     def holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
-        """Whether all tensors are those that were laid out; it takes the gradients of now for `run`."""
+        """Whether all tensors are those that were laid out; it takes the gradients of now for the step."""
         return (
             self._key is not None
             and len(params) == len(self._params)
@@ -135,25 +131,26 @@ class FusedStep:
         tied: frozenset[int],
     ) -> None:
         """Sort the parameters into tables, one per combination of dtypes, and complex ones by themselves."""
-        by_kind: dict[tuple[bool, tuple[torch.dtype, ...]], Indexed] = {}
-        names = [name for part in active for name in part.names]
+        by_kind: dict[tuple[torch.dtype, tuple[torch.dtype, ...]], Indexed] = {}
         for index, param in params.items():
             tensors = [param, grads[param]]
             compiles = id(param) not in tied and supported(param) and not param.grad.is_sparse  # type: ignore[union-attr]
             if compiles:
-                begin(states[param], param, index, active, group)
-                tensors += [states[param][name] for name in names]
+                parts = kept(active, param.dtype)
+                begin(states[param], param, index, parts, group)
+                tensors += [states[param][name] for part in parts for name in part.names]
             if compiles and all(map(addressable, map(local, tensors))):
-                kind = param.is_complex(), tuple(real(tensor).dtype for tensor in tensors)
+                kind = param.dtype, tuple(real(tensor).dtype for tensor in tensors)
                 by_kind.setdefault(kind, {})[index] = param
             else:
                 self.eager[index] = param
         try:
-            for (_, dtypes), members in by_kind.items():
+            for (stored, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
-                program, _ = _programs.get((form(active, known), dtype)) or (trace(active, known, dtype), active)
-                _programs[form(active, known), dtype] = program, active
-                self.tables.append(Table(program, dtypes, members, states, grads))
+                parts, given = kept(active, stored), {**known, "stored": stored}
+                programs, _ = _programs.get((form(parts, given), dtype)) or (trace(parts, given, dtype), active)
+                _programs[form(parts, given), dtype] = programs, active
+                self.tables.append(Table(programs, dtypes, members, states, grads))
         except (Untraceable, NoCompiler) as error:
             self.tables, self.eager = [], params
             if group["fused"]:

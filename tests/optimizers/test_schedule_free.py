@@ -9,7 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from optimizers import SGD, SGDW, Adam, AdamW, Average, Chain, DecoupledWeightDecay, Lion, Lookahead, ScheduleFree
+from optimizers import (
+    SGD,
+    SGDW,
+    Adam,
+    AdamW,
+    Average,
+    Chain,
+    DecoupledWeightDecay,
+    Hyperball,
+    Kahan,
+    Lion,
+    Lookahead,
+    ScheduleFree,
+    StateDtype,
+)
 from optimizers.engine.compiled.compiler import find
 
 
@@ -264,6 +278,28 @@ def test_the_first_step_is_the_directions_own(make):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+def test_bfloat16_weights_with_kahans_sum_and_z_in_float32(fused):
+    """They end where float32 weights do; with z in bfloat16, whose places are 2⁻⁸ apart, it would stand still."""
+    ends = {}
+    for dtype, stages in (
+        (torch.float32, []),
+        (torch.bfloat16, [Kahan(), StateDtype(torch.float32)]),
+        (torch.bfloat16, [Kahan()]),
+    ):
+        param = nn.Parameter(torch.linspace(1, 2, 64).to(dtype))
+        optimizer = SGD([param], lr=1e-3, extensions=[ScheduleFree(), *stages], fused=fused)
+        for _ in range(200):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        with optimizer.averaged():
+            ends[dtype, len(stages)] = (param.detach().float() - torch.linspace(1, 2, 64)).mean().item()
+    exact, kept, lost = ends.values()
+    assert exact == pytest.approx(-0.1005, rel=1e-3)
+    assert kept == pytest.approx(exact, abs=2e-3)
+    assert abs(lost) < 0.02
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_a_rate_that_falls_is_refused_before_anything_moves(fused):
     params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
     groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.2}]
@@ -321,8 +357,8 @@ def test_its_own_warm_up_is_no_fall_and_a_scheduler_may_warm_up():
         optimizer.step()
 
 
-@pytest.mark.parametrize("other", [Lookahead(), Average()], ids=lambda stage: type(stage).__name__)
-def test_another_average_is_refused(other):
+@pytest.mark.parametrize("other", [Lookahead(), Average(), Hyperball()], ids=lambda stage: type(stage).__name__)
+def test_what_moves_the_iterates_or_averages_them_too_is_refused(other):
     for stages in ([ScheduleFree(), other], [other, ScheduleFree()]):
         with pytest.raises(ValueError, match=f"ScheduleFree and {type(other).__name__} do not go together: "):
             Adam([nn.Parameter(torch.ones(1))], extensions=stages)

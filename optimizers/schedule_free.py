@@ -75,8 +75,8 @@ class ScheduleFree(Stage):
         for other in chain:
             if isinstance(other, Hyperball):
                 raise ValueError(
-                    "ScheduleFree and Hyperball do not go together: the average of weights on a sphere, and all that "
-                    "lies between, is inside of it; use one"
+                    "ScheduleFree and Hyperball do not go together: the average of weights on a sphere, and what "
+                    "lies between, are inside of it; use one"
                 )
             if isinstance(other, (Lookahead, Average)):
                 raise ValueError(

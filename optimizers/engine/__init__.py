@@ -6,4 +6,17 @@ from .random import SEED, bits, normal, uniform
 from .stage import Place, Stage, select
 from .validation import check, plain
 
-__all__ = ["SEED", "Chain", "Options", "Place", "Stage", "bits", "check", "new_run", "normal", "plain", "select", "uniform"]
+__all__ = [
+    "SEED",
+    "Chain",
+    "Options",
+    "Place",
+    "Stage",
+    "bits",
+    "check",
+    "new_run",
+    "normal",
+    "plain",
+    "select",
+    "uniform",
+]

@@ -41,10 +41,13 @@ def advance(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One step of a chain as a pure function: the new parameter and the new state.
 
-    In the dtypes that it is given, and in the parameter's own precision; in float32 at least where a stage is `wide`.
+    It is computed in the tensors' own dtypes, or where a stage asks for it (`Stage.wide`) in float32 at least.
 
     Args:
-        as for `_advance`.
+        active: the stages that do something.
+        param, grad: real tensors of one shape.
+        state: the stages' tensors, of the same shape.
+        known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
     """
     if not any(part.stage.wide for part in active):
         return _advance(active, param, grad, state, known)
@@ -57,14 +60,7 @@ def advance(
 def _advance(
     active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of a chain, in torch's own arithmetic.
-
-    Args:
-        active: the stages that do something.
-        param, grad: real tensors of one shape.
-        state: the stages' tensors, of the same shape.
-        known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
-    """
+    """`advance` in the dtypes of the tensors that it is given."""
     state = dict(state)
     x = -grad if known["maximize"] else grad
     scaled = False

@@ -69,8 +69,8 @@ class Stage:
     #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
     #: the zeros, too; None refuses it
     sparse: ClassVar[Literal["entries", "whole"] | None] = None
-    #: True where the chain must not be computed with fewer than 32 bits, also eagerly: 16-bit floats, which a
-    #: compiled step computes with in float32 anyway, are then handed over as float32
+    #: True where all stages must be given at least 32 bits, eagerly as well: 16-bit tensors are then handed over in
+    #: float32, as a compiled step always has them
     wide: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]]
     update: Any  # a static method; its signature differs from stage to stage
@@ -120,7 +120,7 @@ class Stage:
         return torch.zeros_like(param, memory_format=torch.preserve_format)
 
     def cast(self, tensor: Tensor, param: Tensor, hyper: Mapping[str, Any]) -> Tensor:
-        """A state tensor, of this or another stage, in the dtype in which it is to be kept, at first or when loaded."""
+        """A state tensor, of this or another stage, as new or loaded, in the dtype in which it is to be kept."""
         return tensor
 
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:

@@ -310,7 +310,9 @@ def test_a_group_of_several_dtypes_remembers_what_each_needs(fused: bool) -> Non
     optimizer = Adam(params, lr=2.0**-10, extensions=[Kahan()], fused=fused)
     run(optimizer, params)
     assert ["compensation" in optimizer.state[param] for param in params] == [True, False, True]
-    twin = Adam(again := [nn.Parameter(p.detach().clone()) for p in params], 2.0**-10, extensions=[Kahan()], fused=fused)
+    twin = Adam(
+        again := [nn.Parameter(p.detach().clone()) for p in params], 2.0**-10, extensions=[Kahan()], fused=fused
+    )
     twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert same(run(optimizer, params, range(5, 7)), run(twin, again, range(5, 7)))
 

@@ -90,8 +90,8 @@ def trace(active: Active, known: Hyper, dtype: torch.dtype) -> Program:
     Args:
         active: the stages that apply, with their hyper-parameters.
         known: what else the stages' signatures name and all parameters of a group share: ``lr``, ``schedule``,
-            ``maximize``, ``stored`` and what `Stage.before` returned. Numbers in both are Python's: a float where it is not
-            a count, as their type decides the program's.
+            ``maximize``, ``stored`` and what `Stage.before` returned. Numbers in both are Python's: a float where
+            it is not a count, as their type decides the program's.
 
     Raises:
         Untraceable: a stage needs to see a value, or uses an operation on something other than tensors.
@@ -188,10 +188,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor) or result.device.type != "meta":
             return result
-        if name in ("_to_copy", "zeros_like", "ones_like", "empty_like"):
+        as_type = name == "view" and isinstance(args[1], torch.dtype)  # the same bits
+        if as_type or name in ("_to_copy", "zeros_like", "ones_like", "empty_like"):
             arguments: tuple[Any, ...] = (self.value(args[0]),)
-        elif name == "view" and isinstance(args[1], torch.dtype):  # the same bits, read as another type
-            arguments = (self.value(args[0]),)
         elif name in ("full_like", "scalar_tensor", "full"):
             arguments = (self.value(args[0] if name == "scalar_tensor" else args[1]),)
         else:

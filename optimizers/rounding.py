@@ -1,8 +1,8 @@
 r"""Weights and state in 16 bits without a copy in 32: stochastic rounding (Gupta et al., 2015) and Kahan summation.
 
 A bfloat16 has 8 bits of significand. Rounded to nearest, it stays as it is under a change of less than half of its
-last place (2⁻⁹ of the number or less), however often that is made. Stochastic rounding makes such a change at random,
-exactly in the mean; Kahan summation keeps what was rounded away for the next step.
+last place (2⁻⁹ of the number or less), however often that is made. Stochastic rounding makes such a change at
+random, exactly in the mean; Kahan summation keeps what was rounded away for the next step.
 """
 
 import zlib
@@ -91,9 +91,9 @@ class Kahan(Stage):
 
     Compensated summation (Kahan, 1965), for parameters in bfloat16 or float16. c is the state ``compensation``, of
     the parameter's dtype: together, they have about twice its digits. Parameters in float32 and float64 stay as
-    they are, and nothing is remembered of them. The whole step is computed in float32, also eagerly, and stages after it
-    (Lookahead) are given s before it is rounded. optimi's ``kahan_sum`` is the same but for its digits: it rounds
-    each operation, c − u among them, to the parameter's dtype, and decays weights there without compensation.
+    they are, and nothing is remembered of them. The whole step is computed in float32, also eagerly, and stages
+    after it (Lookahead) are given s before it is rounded. optimi's ``kahan_sum`` is the same but for its digits: it
+    rounds each operation, c − u among them, to the parameter's dtype, and decays weights without compensation.
 
     Raises:
         ValueError: (when the optimizer is made) the parameters are rounded by chance, too.

@@ -5,7 +5,6 @@ last place (2⁻⁹ of the number or less), however often that is made. Stochast
 random, exactly in the mean; Kahan summation keeps what was rounded away for the next step.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -174,7 +173,10 @@ class StateDtype(Stage):
         if known["dtype"] == "float32" or known["stored"].is_complex:
             return {}
         draw = known["seed"], known["index"], known["step"], known["coordinate"]
+        # A draw of 32 bits is enough for two tensors: its lower half for the one, the upper for the next.
+        pairs = [bits(*draw, stream=5 + i) for i in range((len(state) + 1) // 2)]
+        halves = [half for pair in pairs for half in (pair, pair >> 16)]
         return {
-            name: _rounded(tensor, torch.bfloat16, bits(*draw, stream=zlib.crc32(name.encode())))
-            for name, tensor in state.items()
+            name: _rounded(tensor, torch.bfloat16, random)
+            for (name, tensor), random in zip(state.items(), halves, strict=False)
         }

@@ -281,7 +281,9 @@ def share(u, g, rescale="mean", eps=None):
     mask = (u * g > 0).astype(float)
     if rescale == "none":
         return mask
-    return mask / max(mask.mean(), eps or 1e-3) if rescale == "mean" else mask * mask.size / (mask.sum() + (eps or 1))
+    return (
+        mask / max(mask.mean(), eps or 1e-3) if rescale == "mean" else mask * mask.size / (mask.sum() + (eps or 1))
+    )
 
 
 def lamb(

@@ -234,8 +234,8 @@ class Prodigy(Chain):
         if len(found := [(i, rate) for rate, i in reversed(rates.items()) if rate != 0]) > 1:
             values = ", and of ".join(f"parameter group {i} {rate!r}" for i, rate in found)
             raise ValueError(
-                f"Prodigy has one learning rate for all that it moves, which makes one estimate, but lr of {values}: "
-                "leave them at 1, or set all but one to 0"
+                f"Prodigy has one learning rate for all that it moves, as it has one estimate, but lr of {values}: "
+                "make them equal, or 0"
             )
         return super()._active(group)
 

@@ -73,9 +73,9 @@ def check(rates=lambda t: 1.0, shapes=((5,), (2, 3), ()), steps=50, fused=False,
             group["lr"] = rates(t)
         oracle.step([theta + extra for theta, extra in zip(oracle.theta, noise, strict=True)], rates(t))
         optimizer.step()
-        assert optimizer.d == pytest.approx(oracle.d, rel=1e-5), t
+        assert optimizer.d == pytest.approx(oracle.d, rel=1e-6), t
         for param, theta in zip(params, oracle.theta, strict=True):
-            assert np.linalg.norm(param.detach().numpy() - theta) < 1e-5 * (np.linalg.norm(theta) + 1), t
+            assert np.linalg.norm(param.detach().numpy() - theta) < 5e-5 * (np.linalg.norm(theta) + 1), t
     assert oracle.d > 100 * oracle.d0
     return optimizer
 

@@ -16,19 +16,20 @@ from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
 from .composition import Partition, in_order, refuse_clashes
-from .eager import Active, Hyper, Part
+from .eager import Active, Hyper, Part, kept
+from .evaluation import Evaluation
 from .execution import One, Worker, run
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, home, with_numbers
+from .state import adopt, apart, begin, uncast
 from .tensors import Gradients
 
 
@@ -43,7 +44,7 @@ class Options(TypedDict, total=False):
     fused: bool | None
 
 
-class Chain(Optimizer):
+class Chain(Evaluation):
     """An optimizer made of stages; every named optimizer of this package is a `Chain`.
 
     Args:
@@ -123,10 +124,7 @@ class Chain(Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self._evaluate(closure)
         if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
             return loss
         self._settings.check_new(self.param_groups)
@@ -190,8 +188,8 @@ class Chain(Optimizer):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches further
-                than an element: other processes would change what it sums.
+            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches
+                further than an element: other processes would change what it sums.
         """
         if far := [stage for stage in self._stages if stage.reach != "element"]:
             raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
@@ -205,7 +203,7 @@ class Chain(Optimizer):
         for i, group in enumerate(self.param_groups):
             for index, param in self._indices.of(i, group).items():
                 if param.requires_grad:
-                    begin(self.state[param], param, index, self._active(group), group)
+                    begin(self.state[param], param, index, kept(self._active(group), param.dtype), group)
                     for tensor in (param, *self.state[param].values()):
                         tensor.share_memory_()
         self._lock_free = True
@@ -240,7 +238,9 @@ class Chain(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
-        super().load_state_dict({**state_dict, "state": with_numbers(state_dict["state"], scalars)})
+        casts = any(type(stage).cast is not Stage.cast for stage in self._stages)
+        tensors = {name for stage in self._stages for name in (stage.state if casts else ()) + stage.matrices}
+        super().load_state_dict({**state_dict, "state": uncast(state_dict["state"], scalars, tensors)})
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_stages", "_indices", "_lock_free")
@@ -263,7 +263,7 @@ class Chain(Optimizer):
             for param in group["params"]:
                 # A pickle or a copy is as we wrote it, and its tensors may be shared with other processes.
                 if param in self.state and "_stages" not in state:
-                    self.state[param] = adopt(self.state[param], home(param, group))
+                    self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
         """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
-from .stage import Place, Stage
+from .stage import Place, Stage, has_point
 
 
 class Partition(Stage):
@@ -53,8 +53,8 @@ def in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
         names = [name for name, route in routes if route is None]
         if place is Place.DIRECTION and len(routes) > 1 and names:
             raise ValueError(
-                f"a chain has one direction, got {' and '.join(name for name, _ in routes)}: a Partition gives each "
-                "its parameter groups"
+                f"a chain has one direction, got {' and '.join(name for name, _ in routes)}: a Partition gives "
+                "each its parameter groups"
             )
         for name in names:
             if names.count(name) > 1:
@@ -62,13 +62,17 @@ def in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
                     f"a chain has each stage once, got {name} {names.count(name)} times; a named optimizer has "
                     "its own, to be set by its arguments"
                 )
-    return tuple(stage.joined(chain) for stage in chain)
+    joined = tuple(stage.joined(chain) for stage in chain)
+    points = [type(stage).__name__ for stage in joined if has_point(stage)]
+    if len(points) > 1:
+        raise ValueError(f"{' and '.join(points)} each say where to evaluate: a chain has one such stage, use one")
+    return joined
 
 
 def refuse_clashes(stages: Iterable[Stage], taken: Iterable[str]) -> None:
     """Raise where two stages have a hyper-parameter or a state tensor of one name."""
     settings: dict[str, Stage | None] = dict.fromkeys(taken)
-    memory: dict[str, Stage | None] = {"step": None, "index": None}
+    memory: dict[str, Stage | None] = {"step": None, "index": None, "train_point": None}
     for stage in stages:
         for names, owners, shared in (
             ([stage.key(name) for name in stage.hyper], settings, stage.shared),

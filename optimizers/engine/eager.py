@@ -42,26 +42,33 @@ class Span(NamedTuple):
 ALL = Span()
 
 
+def kept(active: Active, dtype: torch.dtype) -> Active:
+    """The stages with those of their tensors that are kept for a parameter of this dtype."""
+    if all(part.stage.remembers_for(dtype) for part in active):
+        return active
+    return [part if part.stage.remembers_for(dtype) else part._replace(names=()) for part in active]
+
+
 def advance(
-    active: Active,
-    param: Tensor,
-    grad: Tensor,
-    state: dict[str, Tensor],
-    known: Hyper,
-    span: "Span",
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper, span: Span
 ) -> tuple[Any, dict[str, Tensor]]:
     """One step of a chain as a pure function: the new parameter and the new state.
+
+    They are in the dtypes that it is given, but in float32 at least where a stage is `wide`.
 
     Args:
         active: the stages that do something.
         param, grad: real tensors of one shape.
         state: the stages' tensors, of the same shape.
-        known: ``lr``, ``step``, ``maximize`` and whatever else the stages' signatures name.
+        known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
         span: where in the chain to begin and to end. At a stage whose terms are wanted, they are returned in the
             parameter's place; in front of a stage's `matrix`, what it is to be given.
     """
     sums, since, until = span
     state = dict(state)
+    if any(part.stage.wide for part in active):
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        param, grad, state = param.to(dtype), grad.to(dtype), {name: old.to(dtype) for name, old in state.items()}
     grad = -grad if known["maximize"] else grad
     x, flows, scaled = (grad, True, False) if since is None else (state[WHOLE], False, False)
     for place in _PLACES:
@@ -75,14 +82,9 @@ def advance(
             if stage.place is not place:
                 continue
             if flows:
-                given = {
-                    "param": param,
-                    "grad": grad,
-                    "memory": tuple(state[name] for name in names),
-                    **known,
-                    **hyper,
-                }
-                given |= {**dict.fromkeys(stage.state), **state, **sums.get(stage, {})}
+                given: Hyper = {"param": param, "grad": grad, **known, **hyper}
+                given |= {**dict.fromkeys(stage.state), **state}
+                given |= {"memory": tuple(state[name] for name in names), **sums.get(stage, {})}
                 if stage is until and "terms" in stage.asks:
                     return stage.call("terms", x, given), state
                 out = stage.call("update", x, given)
@@ -93,7 +95,7 @@ def advance(
             scaled |= stage.includes_lr
             flows |= stage is since
     for stage, hyper, _ in active:
-        state.update(stage.after(state, {**known, **hyper}))
+        state.update(stage.after(state, {**known, **hyper, "new_param": x}))
     return x, state
 
 
@@ -156,7 +158,7 @@ def step_differentiably(
         param.copy_(back(x))
     else:
         new[WHOLE] = x
-    state.update({name: back(new[name]) for name in names})
+    state.update({name: back(new[name].to(real(state[name]).dtype)) for name in names})
 
 
 def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
@@ -173,7 +175,7 @@ def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str,
     p, memory = old[0], dict(zip(names, old[1:], strict=True))
     new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate}, ALL)
     for tensor, before, after in zip(shared, old, [new_param, *(new[name] for name in names)], strict=True):
-        is_param = tensor is shared[0]
+        is_param, after = tensor is shared[0], after.to(before.dtype)
         change = (after - before if is_param else after).to(tensor.dtype)
         if index is not None:
             tensor.index_put_(index, change, accumulate=is_param)

@@ -42,14 +42,15 @@ def prove(active: Active, known: Hyper) -> None:
         return
     known = {name: _at_hand(value) if isinstance(value, Tensor) else value for name, value in known.items()}
     with torch.no_grad():
+        given = {**known, "index": 0, "stored": torch.bfloat16}
         for part in active:
             for step in _STEPS:
                 for tensors in _trials([name for each in active for name in each.names]):
-                    if reason := _difference(part, tensors, {**known, "step": step, "index": 0}):
+                    if reason := _difference(part, tensors, {**given, "step": step}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
-                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape, "
-                            "but say how far it reaches (see Stage.reach)"
+                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its "
+                            "shape, but say how far it reaches (see Stage.reach)"
                         )
     _proven[key] = active
 
@@ -106,7 +107,7 @@ def _given(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
     """What a stage's signatures may name."""
     stage, hyper, names = part
     scalars: Hyper = dict(stage.scalars)
-    scalars |= stage.count(scalars, known["step"], hyper)
+    scalars |= stage.count(scalars, known["step"], hyper, known["lr"])
     memory = {name: tensors[name] for name in names}
     given = {"param": tensors["param"], "grad": tensors["param"], "memory": tuple(memory.values())}
     given |= {"coordinate": tensors["coordinate"]}
@@ -130,11 +131,11 @@ def _sums(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
 
 def _results(part: Part, tensors: dict[str, Tensor], known: Hyper, sums: Hyper) -> dict[str, Tensor]:
     """What a stage returns, by name, its terms included."""
-    stage, hyper, names = part
+    stage, _, names = part
     given = _given(part, tensors, known) | sums
     out = stage.call("update", tensors["x"], given)
     x, *new = out if stage.state else (out,)
-    after = stage.after(dict(tensors), given)
+    after = stage.after(dict(tensors), {**given, "new_param": x})
     results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
     results |= {f"its term {name}": term for name, term in _terms(part, tensors, known).items()}
     return {

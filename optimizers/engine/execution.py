@@ -17,6 +17,7 @@ from .eager import (
     Active,
     Hyper,
     Part,
+    kept,
     step_differentiably,
     step_in_place,
     step_lock_free,
@@ -34,12 +35,15 @@ class Worker(Protocol):
     """Steps parameters that have their stages in common."""
 
     active: Active
-    params: Sequence[Tensor]
     known: Hyper
 
     @property
+    def params(self) -> Sequence[Tensor]:
+        """The parameters, in the order of their sums."""
+
+    @property
     def step(self) -> Any:
-        """The largest of its counts, this step included."""
+        """The largest of their counts, this step included."""
 
     def know(self, scalars: Hyper, settled: bool) -> None:
         """Take the whole optimizer's scalars, as they were or as they are now."""
@@ -131,7 +135,7 @@ def _common(stage: Stage, states: States) -> Hyper:
 
 
 def _over_shards(workers: Sequence[Worker], sums: Sequence[Totals]) -> None:
-    """Add to the sums over the shards of this process those over the other ones' shards, in place and all at once."""
+    """Add to the sums over the shards of this process those over the others', in place and all at once."""
     meshes: dict[Any, list[tuple[int, int]]] = {}  # by mesh and the dimensions that shard: places in `sums`
     for w, worker in enumerate(workers):
         for i, param in enumerate(worker.params):
@@ -195,24 +199,33 @@ class One:
         state: Hyper,
         lock_free: bool,
     ) -> None:
-        self.active, self.params = active, (param,)
+        self.active, self._param = kept(active, param.dtype), param
         self._grad, self._differentiable, self._lock_free = grad, group["differentiable"], lock_free
         self._state = self._tensors = state
         self._span = ALL
-        begin(state, param, index, active, group)
+        begin(state, param, index, self.active, group)
         state["step"] += 1
-        self.step = number(state["step"], group)
+        step = number(state["step"], group)
         for stage, hyper, _ in active:
-            self._keep(stage.count(state, self.step, hyper))
+            self._keep(stage.count(state, step, hyper, rate(group)))
         self.known = {
             **shared,
             **{name: number(state[name], group) for part in active for name in part.stage.scalars},
-            "step": self.step,
+            "step": step,
             "lr": rate(group),
             "schedule": schedule(group),
             "index": int(state["index"]) if "index" in state else None,
+            "stored": param.dtype,
             "maximize": group["maximize"],
         }
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        return (self._param,)
+
+    @property
+    def step(self) -> Any:
+        return self.known["step"]
 
     def _keep(self, scalars: Hyper) -> None:
         for name, scalar in scalars.items():
@@ -227,7 +240,7 @@ class One:
 
     def sums(self, stage: Stage) -> Totals:
         span = self._span._replace(until=stage)
-        sums = sum_terms(self.active, *self.params, self._grad, self._tensors, self.known, span)
+        sums = sum_terms(self.active, self._param, self._grad, self._tensors, self.known, span)
         return {name: total[None] for name, total in sums.items()}
 
     def take(self, stage: Stage, sums: Totals) -> None:
@@ -241,7 +254,7 @@ class One:
         self._span = self._span._replace(sums={**self._span.sums, stage: known})
 
     def matrix(self, stage: Stage) -> None:
-        (param,), own = self.params, local(self.params[0])
+        param, own = self._param, local(self._param)
         whole = torch.empty_like(own, dtype=torch.promote_types(own.dtype, torch.float32))
         self._tensors = {**self._state, WHOLE: whole}
         self._advance(until=stage)
@@ -254,7 +267,7 @@ class One:
         self._advance()
 
     def _advance(self, until: Stage | None = None) -> None:
-        given = self.active, *self.params, self._grad, self._tensors, self.known
+        given = self.active, self._param, self._grad, self._tensors, self.known
         if self._lock_free:
             step_lock_free(*given)
         elif not self._differentiable:

@@ -40,6 +40,7 @@ class Stage:
     - ``grad``: the gradient as it came, negated to maximize;
     - for noise: ``index`` (which parameter it is, see `identity`) and ``coordinate`` (int64, the
       position of each element in it);
+    - ``stored``: the dtype in which the parameter is kept, whatever its arithmetic is done in;
     - whatever `before` returned.
 
     It changes nothing in place and returns the tensor to pass on, followed by the new state tensors in the order
@@ -47,17 +48,17 @@ class Stage:
     alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
     `elementwise`.)
 
-    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines `terms`,
-    with a signature of the same kind, which returns elementwise terms by name; `update` is given their sums, over
-    all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers, in double
-    precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
+    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines
+    `terms`, with a signature of the same kind, which returns elementwise terms by name; `update` is given their
+    sums, over all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers,
+    in double precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
     """
 
     place: ClassVar[Place]
     #: the order inside a place, smallest first; stages of one rank run in the order in which they were given
     rank: ClassVar[int] = 0
     #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
-    ranges: ClassVar[Mapping[str, str]] = {}
+    ranges: Mapping[str, str] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
     state: tuple[str, ...] = ()
     #: those of a direction's state tensors that are a velocity: Lookahead can reset or average them
@@ -74,6 +75,9 @@ class Stage:
     #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
     #: the zeros, too; None refuses it
     sparse: ClassVar[Literal["entries", "whole"] | None] = None
+    #: True where the chain must not be computed with fewer than 32 bits, also eagerly: 16-bit floats, which a
+    #: compiled step computes with in float32 anyway, are then handed over as float32
+    wide: ClassVar[bool] = False
     #: what a coordinate of its result may depend on: itself, sums over the tensor or over all tensors, or anything
     reach: ClassVar[Literal["element", "tensor", "optimizer", "matrix"]] = "element"
     #: names of further tensors remembered per parameter, of any shape, which `matrix` alone is given
@@ -87,6 +91,10 @@ class Stage:
     matrix: Any
     #: under which it stands in a `Partition`: the groups with this ``direction`` are stepped by it
     route: str | None = None
+    #: for a stage that takes the gradient elsewhere: ``length(grad, param)``, the tensor whose norm, taken over all
+    #: parameters, is given to ``ascent(grad, param, norm, *, hyper-parameters…)``, the way from the parameter there
+    length: Any = None
+    ascent: Any = None
 
     def __init__(self, **hyper: Any) -> None:
         self.hyper = self.plain(hyper)
@@ -126,7 +134,11 @@ class Stage:
         """The names in `state` that are in use at these values; the others are not kept and given as None."""
         return self.state
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    def remembers_for(self, dtype: torch.dtype) -> bool:
+        """Whether it keeps any of that for parameters of this dtype; else it is given None for all of it."""
+        return True
+
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
         return {}
 
@@ -135,8 +147,8 @@ class Stage:
     ) -> dict[str, Any]:
         """The new `scalars` once the sums of `terms`, which was given the old ones, are known.
 
-        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first group's
-        hyper-parameters; every parameter's state has them.
+        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first
+        group's hyper-parameters; every parameter's state has them.
         """
         return {}
 
@@ -151,13 +163,31 @@ class Stage:
         """
         return torch.zeros_like(param, memory_format=torch.preserve_format)
 
+    def cast(self, tensor: Tensor, param: Tensor, hyper: Mapping[str, Any]) -> Tensor:
+        """A state tensor, of this or another stage, in the dtype in which it is kept, at first or when loaded."""
+        return tensor
+
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Values computed once per step from all gradients, for the signature of `update` (a global norm)."""
         return {}
 
     def after(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
-        """State tensors, of this or another stage, to replace at the end of the step."""
+        """State tensors, of this or another stage, to replace at the end of the step.
+
+        Args:
+            state: all of the chain's that are in use.
+            known: the stage's hyper-parameters, what else its signature may name, and ``new_param``: what the
+                parameter has become, before it is rounded to its dtype.
+        """
         return {}
+
+    def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor | None:
+        """Where to evaluate the model, if not at the parameter itself: see `Chain.eval`. It changes nothing."""
+        return None
+
+    def refuses_lr(self, lr: float, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> str | None:
+        """Why a parameter cannot be stepped at this learning rate; asked before anything moves."""
+        return None
 
     def joined(self, chain: Sequence["Stage"]) -> "Stage":
         """The stage as it takes part in `chain`; raises `ValueError` where it cannot."""
@@ -169,6 +199,11 @@ class Stage:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.hyper.items())})"
+
+
+def has_point(stage: Stage) -> bool:
+    """Whether a stage says where to evaluate."""
+    return type(stage).point is not Stage.point
 
 
 def select(condition: Any, yes: Any, no: Any) -> Any:

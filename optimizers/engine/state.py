@@ -1,6 +1,7 @@
 """What an optimizer remembers per parameter: how it begins, where it lives, what a checkpoint makes of it."""
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +27,17 @@ def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper)
             if name not in state:
                 # A differentiable step follows the parameter into what is remembered of it.
                 origin = param.clone() if group["differentiable"] else param.detach()
-                state[name] = part.stage.initial(name, origin)
+                state[name] = cast(part.stage.initial(name, origin), param, active)
         for name in part.stage.matrices:
             if name not in state:
                 state[name] = part.stage.initial(name, as_matrix(gathered(local(param.detach()), param)))
+
+
+def cast(tensor: Tensor, param: Tensor, active: Active) -> Tensor:
+    """A state tensor as the stages will have it kept."""
+    for stage, hyper, _ in active:
+        tensor = stage.cast(tensor, param, hyper)
+    return tensor
 
 
 def home(param: Tensor, group: Hyper) -> torch.device:
@@ -70,23 +78,39 @@ def _scalar(value: Any) -> Any:
     return value.reshape(()) if isinstance(value, Tensor) else value
 
 
-def with_numbers(states: Mapping[Any, Any], scalars: Container[str]) -> dict[Any, Any]:
-    """A checkpoint's state with numbers for `scalars`: tensors but `step` are cast to their parameter's dtype."""
+@dataclass(frozen=True)
+class Uncast:
+    """A checkpoint's tensor, such that torch does not cast it."""
+
+    tensor: Tensor
+
+
+def uncast(states: Mapping[Any, Any], scalars: Container[str], tensors: Container[str]) -> dict[Any, Any]:
+    """A checkpoint's state with numbers for `scalars` and `Uncast` for `tensors`.
+
+    But for `step`, torch casts every tensor to its parameter's dtype.
+    """
+
+    def apart(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.item() if name in scalars else Uncast(value) if name in tensors else value
+
     return {
-        key: {n: v.item() if n in scalars and isinstance(v, Tensor) else v for n, v in values.items()}
-        if isinstance(values, dict)
-        else values
+        key: {name: apart(name, value) for name, value in values.items()} if isinstance(values, dict) else values
         for key, values in states.items()
     }
 
 
-def adopt(state: Hyper, device: torch.device) -> Hyper:
+def adopt(state: Hyper, param: Tensor, active: Active, group: Hyper) -> Hyper:
     """A parameter's state as this package writes it, from one that torch or an older release wrote."""
-    state = {
-        name: torch.tensor(value, dtype=torch.float32, device=device) if isinstance(value, float) else value
-        for name, value in state.items()
-        if value is not None
-    }
+    device = home(param, group)
+    state = {name: value for name, value in state.items() if value is not None}
+    for name, value in state.items():
+        if isinstance(value, float):
+            state[name] = torch.tensor(value, dtype=torch.float32, device=device)
+        if isinstance(value, Uncast):
+            state[name] = cast(value.tensor.to(param.device), param, active)
     if "index" in state:
         state["index"] = torch.tensor(int(state["index"]), dtype=torch.int64, device="cpu")
     if state:

@@ -77,7 +77,7 @@ def gathered(part: Tensor, like: Tensor) -> Tensor:
 
     mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
     shard = DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
-    return cast(Tensor, shard.full_tensor())
+    return shard.full_tensor()
 
 
 def scattered(whole: Tensor, like: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def scattered(whole: Tensor, like: Tensor) -> Tensor:
 
     mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
     everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return cast(Tensor, everywhere.redistribute(mesh, placements).to_local())
+    return everywhere.redistribute(mesh, placements).to_local()
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

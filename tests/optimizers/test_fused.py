@@ -283,6 +283,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         torch.maximum(g, p) * torch.minimum(g, p) + g.clamp(-1, 0.5) + p.clamp(min=0) - g.clamp(max=p)
     ),
     "integers": lambda g, p: (((p * 100).to(torch.int32) * 2146121005) >> 8 & 0xFFF) * 2.0**-12 + g.remainder(0.3),
+    "bits": lambda g, p: ((g.view(torch.int32) + 0x7FFF) & -0x10000).view(torch.float32) * p,
     "constants": lambda g, p: torch.zeros_like(g) + torch.ones_like(p) + torch.full_like(g, 2.5) + g.clone(),
 }
 

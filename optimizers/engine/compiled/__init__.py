@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..eager import Active, Hyper, Part
+from ..eager import Active, Hyper, Part, kept
 from ..identity import Indexed
 from ..memory import addressable, owns_memory
 from ..stage import Stage
@@ -23,8 +23,9 @@ from ..tensors import Gradients, local, real
 from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
+from .recorder import Untraceable
 from .table import Table
-from .trace import SETTLED, Program, Untraceable, form, trace
+from .trace import SETTLED, Program, form, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
@@ -100,7 +101,7 @@ class FusedStep:
             for table in self.tables:
                 table.look(grads)
         for table in self.tables:
-            table.begin(active, known)
+            table.begin(kept(active, table.stored), {**known, "stored": table.stored})
         return self.eager
 
     @property
@@ -130,24 +131,25 @@ class FusedStep:
         tied: frozenset[int],
     ) -> None:
         """Sort the parameters into tables, one per combination of dtypes, and complex ones by themselves."""
-        by_kind: dict[tuple[bool, tuple[torch.dtype, ...]], Indexed] = {}
-        names = [name for part in active for name in part.names]
+        by_kind: dict[tuple[torch.dtype, tuple[torch.dtype, ...]], Indexed] = {}
         for index, param in params.items():
             tensors = [param, grads[param]]
             compiles = id(param) not in tied and supported(param) and not param.grad.is_sparse  # type: ignore[union-attr]
             if compiles:
-                begin(states[param], param, index, active, group)
-                tensors += [states[param][name] for name in names]
+                parts = kept(active, param.dtype)
+                begin(states[param], param, index, parts, group)
+                tensors += [states[param][name] for part in parts for name in part.names]
             if compiles and all(map(addressable, map(local, tensors))):
-                kind = param.is_complex(), tuple(real(tensor).dtype for tensor in tensors)
+                kind = param.dtype, tuple(real(tensor).dtype for tensor in tensors)
                 by_kind.setdefault(kind, {})[index] = param
             else:
                 self.eager[index] = param
         try:
-            for (_, dtypes), members in by_kind.items():
+            for (stored, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
-                programs, _ = _programs.get((form(active, known), dtype)) or (trace(active, known, dtype), active)
-                _programs[form(active, known), dtype] = programs, active
+                parts, given = kept(active, stored), {**known, "stored": stored}
+                programs, _ = _programs.get((form(parts, given), dtype)) or (trace(parts, given, dtype), active)
+                _programs[form(parts, given), dtype] = programs, active
                 self.tables.append(Table(programs, dtypes, members, states, grads))
         except (Untraceable, NoCompiler) as error:
             self.tables, self.eager = [], params

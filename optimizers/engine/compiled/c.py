@@ -5,8 +5,8 @@ coordinates (bias corrections and the like), in double precision. `advance` is t
 the other, in the precision of the tensors; the compiler makes vectors of it. What is around them is the same for
 every chain, and stands in `_FRAME`; the operations in both are written by `expressions`.
 
-A pass that sums terms stores nothing. Each chunk has its own sums, which are added up in order: they do not depend on
-the number of threads.
+A pass that sums terms stores nothing. Each chunk has its own sums, which are added up in order: they do not depend
+on the number of threads.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from .expressions import Expressions
-from .trace import Program, Value
+from .recorder import Value
+from .trace import Program
 
 # 16-bit floats are stored as such and computed with as float.
 STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .trace import Operation, Untraceable, Value
+from .recorder import Operation, Untraceable, Value
 
 # How an operation is written, once its operands are of one type; {f} is the suffix of that type's C functions.
 _INFIX = dict(add="+", sub="-", mul="*", div="/", lt="<", gt=">", le="<=", ge=">=", eq="==", ne="!=")
@@ -89,6 +89,10 @@ class Expressions:
             lift = written("{0} < {1} ? {1} : {0}", x, low) if low is not None else self.operand(x, dtype, in_loop)
             lower = written("{0} > {1} ? {1} : {0}", raised, high) if high is not None else raised.name
             return [f"const {kind} {raised.name} = {lift};", f"const {kind} {result.name} = {lower};"]
+        if name == "view" and len(args) == 1:
+            given = args[0].dtype
+            bits = f"(union {{ {_TYPES[given]} given; {kind} bits; }}){{{self.operand(args[0], given, in_loop)}}}"
+            return [f"const {kind} {result.name} = ({bits}).bits;"]
         if name == "bitwise_not" and result.dtype != torch.bool:
             return [f"const {kind} {result.name} = {written('~{0}', args[0])};"]
         if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:

@@ -13,8 +13,8 @@ from torch.autograd.graph import increment_version
 from ..eager import WHOLE, Active, Hyper, shard
 from ..execution import Totals, apply_matrix
 from ..identity import Indexed
-from ..stage import Stage
 from ..memory import addressable, resolved
+from ..stage import Stage
 from ..tensors import Gradients, local, real
 from .c import c_source
 from .compiler import load
@@ -56,7 +56,8 @@ class Table:
         self.source = "\n".join(sources)
         self._programs = programs
         self._functions = list(map(load, sources))
-        self.params = self._params = list(members.values())
+        self._params = list(members.values())
+        self.stored = self._params[0].dtype
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
         for param, own, state in zip(self._params, self._locals, self._states, strict=True):
@@ -167,7 +168,9 @@ class Table:
     def begin(self, active: Active, known: Hyper) -> None:
         """Take the numbers of one step: the stages with their hyper-parameters, and what else they name."""
         self.active, self.known = active, known
-        self._at, self._sums, self._wholes = 0, [], []
+        self._at = 0
+        self._sums: list[Tensor] = []
+        self._wholes: list[Tensor] = []
         self._numbers = _arrays(active, known)
         grads, self._grads = self._grads, []
         if not self._usual:
@@ -181,7 +184,11 @@ class Table:
         self._grad_places = array("q", self._grad_pointers)
 
     @property
-    def step(self) -> float:
+    def params(self) -> Sequence[Tensor]:
+        return self._params
+
+    @property
+    def step(self) -> Any:
         return max(self._counts)
 
     def know(self, scalars: Hyper, settled: bool) -> None:
@@ -233,14 +240,14 @@ class Table:
 
 def _address(numbers: Any) -> int:
     if isinstance(numbers, array):
-        return numbers.buffer_info()[0]
+        return int(numbers.buffer_info()[0])
     return 0 if numbers is None else int(numbers.data_ptr())
 
 
 def _arrays(active: Active, known: Hyper) -> tuple["array[float]", "array[int]"]:
     """The numbers of a program's `reals` and `wholes`."""
     given = [value for _, value in numbers(active, known)]
-    reals, wholes = ([value for value in given if isinstance(value, kind)] for kind in (float, int))
+    reals, wholes = [x for x in given if isinstance(x, float)], [x for x in given if isinstance(x, int)]
     return array("d", reals), array("q", wholes)
 
 

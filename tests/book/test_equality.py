@@ -551,6 +551,31 @@ def centered_variance() -> None:
     assert torch.isfinite(last(optimizers.RMSprop)).all()
 
 
+def filters_and_vectors() -> None:
+    filters, vector = torch.ones(4, 2, 3, 3, requires_grad=True), parameter(1.0, 2.0)
+    with pytest.raises(ValueError, match="only supports 2D parameters"):
+        torch.optim.Muon([filters])
+    for param in (filters, vector):
+        param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match="MuonDirection cannot step a parameter of shape"):
+        optimizers.Muon([filters, vector]).step()
+    assert torch.equal(filters.detach(), torch.ones(4, 2, 3, 3))
+    optimizers.Muon([{"params": [filters]}, {"params": [vector], "direction": "adamw"}]).step()
+    assert (filters < 1).all()
+    assert (vector < parameter(1.0, 2.0)).all()
+
+
+def factored_filters() -> None:
+    kept = []
+    for kind in (torch.optim.Adafactor, optimizers.Adafactor):
+        filters = torch.ones(64, 64, 3, 3, requires_grad=True)
+        filters.grad = torch.ones_like(filters)
+        optimizer = kind([filters])
+        optimizer.step()
+        kept.append(sum(optimizer.state[filters][name].numel() for name in ("row_var", "col_var")))
+    assert kept == [24576, 640]
+
+
 def mu_product() -> None:
     def loaded(make: Any) -> torch.dtype:
         theta = parameter(1.0, dtype=torch.bfloat16)

@@ -171,7 +171,7 @@ class Evaluation(Optimizer):
             )
         if self._lock_free or any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError(
-                f"{name} moves the parameters to and fro within a step: not with differentiable=True, nor after "
+                f"{name} moves the parameters away and back within a step: not with differentiable=True, nor after "
                 "share_memory(), when other processes step, too"
             )
 

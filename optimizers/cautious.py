@@ -20,21 +20,21 @@ class Cautious(Stage):
 
     .. math:: \theta_t = \theta_{t-1} - s\, [u_t g_t > 0] \odot u_t, \qquad s = \frac{n}{\#\{u_t g_t > 0\}}
 
-    Liang, Chen, Liu and Liu (2024), for any direction that remembers earlier gradients; s counts the n coordinates of
-    one tensor. As in their code, decoupled decay is neither masked nor asked: u is the step without it. g is the
+    Liang, Chen, Liu and Liu (2024), for any direction that remembers earlier gradients; s counts the n coordinates
+    of one tensor. As in their code, decoupled decay is neither masked nor asked: u is the step without it. g is the
     gradient as it came, before clipping, noise or an L2 penalty.
 
-    At an unchanged learning rate this is also a larger step: on noise alone its RMS is about 1.4 times the plain one.
-    (So a control is the plain optimizer at 1.4 times the rate; ``rescale="none"`` is another.)
+    At an unchanged learning rate this is also a larger step: on noise alone its RMS is about 1.4 times the plain
+    one. (So a control is the plain optimizer at 1.4 times the rate; ``rescale="none"`` is another.)
 
     **With Muon** the mask comes after the orthogonalization and undoes it: singular values that were near 1 spread
     over a factor of ten. With SOAP and Shampoo, too, it mixes the directions that they have told apart.
 
     Args:
-        rescale: s. ``"mean"`` divides by the share of coordinates that move, of which `eps` is the least that counts,
-            as in the authors' C-AdamW and in timm; ``"count"`` is n / (count + eps) as in the first version of the
-            paper, C-Lion and pytorch-optimizer, which halves the step of a single number; ``"none"`` is 1, the mask
-            alone; and ``"off"`` leaves a parameter group's steps as they are.
+        rescale: s. ``"mean"`` divides by the share of coordinates that move, of which `eps` is the least that
+            counts, as in the authors' C-AdamW and in timm; ``"count"`` is n / (count + eps) as in the first version
+            of the paper, C-Lion and pytorch-optimizer, which halves the step of a single number; ``"none"`` is 1,
+            the mask alone; and ``"off"`` leaves a parameter group's steps as they are.
         eps: in (0, ∞); None for 0.001 with ``"mean"``, 1 with ``"count"``.
 
     Raises:
@@ -92,17 +92,18 @@ def remembers_gradients(direction: Stage) -> bool:
     velocities = [name for name in direction.velocity if name in used]
     beta1, *_ = direction.hyper.get("betas", (None,))
     # An average with β₁ = 0 is the gradient.
-    return len(velocities) > (beta1 == 0)
+    return len(velocities) > int(beta1 == 0)
 
 
 class CautiousWeightDecay(Stage):
     r"""Decoupled decay, but only in the coordinates that the step shrinks anyway.
 
-    .. math:: \theta_t = \theta_{t-1} - \alpha_t \left( u_t + \lambda\, [u_t \theta_{t-1} > 0] \odot \theta_{t-1} \right)
+    .. math:: \theta_t = \theta_{t-1} - \alpha_t
+        \left( u_t + \lambda\, [u_t \theta_{t-1} > 0] \odot \theta_{t-1} \right)
 
-    Chen et al. (2026), for any direction. Where decay would pull against the step it is left out, so that it does not
-    move the minimum: plain decoupled decay, as in AdamW, finds one of another problem. (The paper writes ≥: the two
-    differ where a step is exactly 0, which here leaves the coordinate where it is.)
+    Chen et al. (2026), for any direction. Where decay would pull against the step it is left out, so that it does
+    not move the minimum: plain decoupled decay, as in AdamW, finds one of another problem. (The paper writes ≥: the
+    two differ where a step is exactly 0, which here leaves the coordinate where it is.)
 
     It takes the place of the optimizer's own decay: ``AdamW(params, weight_decay=0, extensions=[…])``.
 

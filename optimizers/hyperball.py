@@ -10,19 +10,19 @@ from .weight_decay import refuse_decay
 
 
 class Hyperball(Stage):
-    r"""Keep the Frobenius norm of a matrix where it began, and make every step the learning rate times that norm long.
+    r"""Keep the Frobenius norm of a matrix where it began; every step is the learning rate times that norm long.
 
     .. math:: W_t = R \cdot \mathrm{Normalize}\left( W_{t-1} - \alpha_t R \cdot \mathrm{Normalize}(u_t) \right),
         \qquad R = \lVert W_0 \rVert_F
 
-    Wen et al. (2026), for any update u: ``AdamW(params, weight_decay=0, extensions=[Hyperball()])`` is their AdamH, and
-    on Muon it is MuonH. Decay would only have set the norm, and with it by what angle a step of the optimizer turns the
-    matrix; here that angle is the learning rate. A matrix whose update is 0 stays as it is.
+    Wen et al. (2026), for any update u: ``AdamW(params, weight_decay=0, extensions=[Hyperball()])`` is their AdamH,
+    and on Muon it is MuonH. Decay would only have set the norm, and with it by what angle a step of the optimizer
+    turns the matrix; here that angle is the learning rate. A matrix whose update is 0 stays as it is.
 
-    The paper does so for the matrices between normalizations. R is the norm before the first step, the state
-    ``radius``. Tensors of fewer than two dimensions (biases, the gains of norms) and those that begin at 0, which are
-    on no sphere, make the optimizer's own steps; so does a parameter group with ``hyperball=False``: embeddings and
-    the head, in the paper.
+    R is the norm before the first step, the state ``radius``. A matrix that begins at 0 is on no sphere, and makes
+    the optimizer's own steps. Tensors of fewer than two dimensions (biases, the gains of norms) are refused: give
+    them a parameter group with ``hyperball=False``, which makes the optimizer's own steps, too, and may have a
+    learning rate for itself. In the paper embeddings and the head are in that group.
 
     Args:
         hyperball: False for parameter groups that are left out.
@@ -30,6 +30,7 @@ class Hyperball(Stage):
     Raises:
         TypeError: the argument is of the wrong kind.
         ValueError: (when the optimizer is made) another stage decays weights.
+        RuntimeError: (in `step`) a parameter has fewer than two dimensions.
     """
 
     place = Place.STEP_SIZE
@@ -48,8 +49,10 @@ class Hyperball(Stage):
         refuse_decay(self, chain, "which keeps the norm that decay would change")
         return self
 
-    def first(self, param: Tensor) -> dict[str, float]:
-        return {"radius": -1.0 if param.dim() > 1 else 0.0}
+    def refuses(self, param: Tensor) -> str | None:
+        if param.dim() > 1:
+            return super().refuses(param)
+        return "it keeps the norms of matrices; give biases and gains a parameter group with hyperball=False"
 
     @staticmethod
     def terms(update: Tensor, param: Tensor) -> dict[str, Tensor]:
@@ -80,4 +83,5 @@ class Hyperball(Stage):
         # W_t = b (W_{t−1} − a u_t), as the update W_{t−1} − W_t
         turned = (1 - b) * param + (b * a) * update
         still = select(radius > 0, 0.0, 1.0) * update
-        return select(moves, turned, still)
+        result: Tensor = select(moves, turned, still)
+        return result

@@ -56,7 +56,8 @@ class TrustRatio(Stage):
         if trust_clip:
             ratio = select(ratio < 1, ratio, 1.0)
         # α_t u_t ← (‖θ_{t−1}‖ / ‖u_t‖) α_t u_t
-        return ratio * decayed(update, param, lr, weight_decay)
+        update = ratio * decayed(update, param, lr, weight_decay)
+        return update
 
 
 class LAMB(Chain):
@@ -65,22 +66,24 @@ class LAMB(Chain):
     .. math:: u_t = \frac{\hat m_t}{\sqrt{\hat v_t} + \varepsilon} + \lambda \theta_{t-1}, \qquad
         \theta_t = \theta_{t-1} - \alpha_t \frac{\lVert \theta_{t-1} \rVert}{\lVert u_t \rVert} u_t
 
-    Algorithm 2 of You et al. (2020), φ the identity, with Adam's :math:`\hat m_t` and :math:`\hat v_t`; the norms are
-    those of a whole tensor, which stands for a layer: q, k and v in one matrix make another algorithm. The ratio is
-    1 where a norm is 0, so that a tensor that starts at 0 leaves it by Adam's step, and then grows by a factor of at
-    most 1 + α a step. Decay is inside of the ratio: λ turns the step and does not lengthen it.
+    Algorithm 2 of You et al. (2020), φ the identity, with Adam's :math:`\hat m_t` and :math:`\hat v_t`; the norms
+    are those of a whole tensor, which stands for a layer: q, k and v in one matrix make another algorithm. The
+    ratio is 1 where a norm is 0, so that a tensor that starts at 0 leaves it by Adam's step, and then grows by a
+    factor of at most 1 + α a step. Decay is inside of the ratio: λ turns the step and does not lengthen it.
 
-    A positive factor on all gradients of all steps changes nothing. NVIDIA's and timm's versions clip the global norm
-    to 1 first: ``extensions=[ClipNorm(1.0)]``. Extensions that change the update, :class:`optimizers.Cautious` and
-    :class:`optimizers.CautiousWeightDecay`, do so before the ratio, dropout of the learning rate after it.
+    A positive factor on all gradients of all steps changes nothing. NVIDIA's and timm's versions clip the global
+    norm to 1 first: ``extensions=[ClipNorm(1.0)]``. Extensions that change the update, :class:`optimizers.Cautious`
+    and :class:`optimizers.CautiousWeightDecay`, do so before the ratio, dropout of the learning rate after it.
 
     Args:
         params: parameters, named parameters or parameter groups.
-        lr: learning rate α, in [0, ∞), the step as a share of the tensor's norm; a number or a tensor of one element.
+        lr: learning rate α, in [0, ∞), the step as a share of the tensor's norm; a number or a tensor of one
+            element.
         betas: decay rates (β₁, β₂) of the two averages, each in [0, 1).
         eps: ε, in [0, ∞), in the unit of the gradient.
         weight_decay: λ, in [0, ∞).
-        trust_clip: never lengthen a step: the ratio is at most 1 (timm's LAMBC). Small rates then make AdamW's steps.
+        trust_clip: never lengthen a step: the ratio is at most 1 (timm's LAMBC). Small rates then make AdamW's
+            steps.
         always_adapt: False leaves parameter groups with λ = 0 (biases, norms) to Adam's own step, as timm does.
         options: as in :class:`optimizers.Chain`.
 

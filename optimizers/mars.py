@@ -12,7 +12,8 @@ from .engine import Place, Stage, select
 
 def corrected(grad: Tensor, last_grad: Tensor, step: float, gamma: float, beta: float) -> Tensor:
     """c_t = g_t + γ β/(1−β) (g_t − g_{t−1}), and c_1 = g_1."""
-    return grad + (gamma * beta / (1 - beta)) * (grad - select(step == 1, grad, last_grad))
+    change: Tensor = grad - select(step == 1, grad, last_grad)
+    return grad + (gamma * beta / (1 - beta)) * change
 
 
 class MARS(Stage):
@@ -22,9 +23,10 @@ class MARS(Stage):
         g_t \leftarrow \frac{c_t}{\max(1, \lVert c_t \rVert)}
 
     Yuan et al. (2024), in the form that their experiments and their code take, for any direction: MARS-AdamW is
-    ``AdamW(params, lr=3e-3, betas=(0.95, 0.99), extensions=[MARS()])``. The g_{t−1} of the theory is the gradient of
-    the new batch at the old parameters; here as there it is the last step's own. The norm is that of one tensor. The
-    first step has nothing to compare with (θ_0 = θ_1 in the paper): c_1 = g_1, where the authors' code takes 0 for g_0.
+    ``AdamW(params, lr=3e-3, betas=(0.95, 0.99), extensions=[MARS()])``. The g_{t−1} of the theory is the gradient
+    of the new batch at the old parameters; here as there it is the last step's own. The norm is that of one tensor.
+    The first step has nothing to compare with (θ_0 = θ_1 in the paper): c_1 = g_1, where the authors' code takes 0
+    for g_0.
 
     It comes after clipping, noise and gradient dropout, and before an L2 penalty. With momentum of SGD's kind the
     clip is the more important half: what it is given never has a norm above 1.
@@ -32,8 +34,8 @@ class MARS(Stage):
     Args:
         gamma: γ, how much of the change counts, in [0, ∞); with 0 there is none, and with ``max_norm=math.inf``
             besides, nothing is done.
-        beta: β, in [0, 1): the decay rate of the average that the gradient goes into. None for the direction's β₁ or
-            momentum, as it is when the optimizer is made.
+        beta: β, in [0, 1): the decay rate of the average that the gradient goes into. None for the direction's β₁
+            or momentum, as it is when the optimizer is made.
         max_norm: the norm above which c_t is scaled down to it, in (0, ∞]: 1 in the paper.
 
     Raises:

@@ -227,9 +227,21 @@ class Prodigy(Chain):
         )
         super().__init__(params, [direction], lr=lr, **options)
 
+    def _active(self, group: dict[str, Any]) -> Any:
+        """A group's stages, once the learning rates of all, which a scheduler may have set, are found to agree."""
+        groups = self.param_groups
+        rates = {float(other["lr"]): i for i, other in reversed(list(enumerate(groups)))} if groups[1:] else {}
+        if len(found := [(i, rate) for rate, i in reversed(rates.items()) if rate != 0]) > 1:
+            values = ", and of ".join(f"parameter group {i} {rate!r}" for i, rate in found)
+            raise ValueError(
+                f"Prodigy has one learning rate for all that it moves, as it has one estimate, but lr of {values}: "
+                "make them equal, or 0"
+            )
+        return super()._active(group)
+
     @property
     def d(self) -> float:
-        """The estimate d with which the next step will be made; times lr it is what Adam's learning rate would be."""
+        """The estimate d for the next step; times lr it is what Adam's learning rate would be."""
         first = self.param_groups[0]["d0"]
         known = [state["d"] for state in self.state.values() if "d" in state]
-        return first * float(known[0]) if known else first
+        return float(first * known[0]) if known else float(first)

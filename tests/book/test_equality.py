@@ -281,7 +281,9 @@ def share(u, g, rescale="mean", eps=None):
     mask = (u * g > 0).astype(float)
     if rescale == "none":
         return mask
-    return mask / max(mask.mean(), eps or 1e-3) if rescale == "mean" else mask * mask.size / (mask.sum() + (eps or 1))
+    return (
+        mask / max(mask.mean(), eps or 1e-3) if rescale == "mean" else mask * mask.size / (mask.sum() + (eps or 1))
+    )
 
 
 def lamb(
@@ -302,10 +304,10 @@ def lamb(
 
 
 def cautious(
-    theta, g, t, lr, eta, memory, weight_decay=0.0, direction="adam", rescale="mean", eps=None
+    theta, g, t, lr, eta, memory, weight_decay=0.0, direction="adam", rescale="mean", eps=None, adam_eps=1e-8
 ):  # fmt: skip
     """Liang et al. 2024, around Adam or Lion: decay is not masked."""
-    rule = {"adam": adam, "lion": partial(lion, betas=(0.9, 0.99))}[direction]
+    rule = {"adam": partial(adam, eps=adam_eps), "lion": partial(lion, betas=(0.9, 0.99))}[direction]
     u = theta - rule(theta, g, t, lr, eta, memory)
     return theta - share(u, g, rescale, eps) * u - lr * weight_decay * theta
 
@@ -320,13 +322,13 @@ def cautious_fast_average(theta, g, t, lr, eta, memory, alpha=5.0, beta3=0.9999,
 
 def cautious_decay(theta, g, t, lr, eta, memory, weight_decay):
     """Chen et al. 2026, around Adam: λ θ where the step has its sign."""
-    u = theta - adam(theta, g, t, lr, eta, memory)
+    u = theta - adam(theta, g, t, lr, eta, memory, eps=0.0)
     return theta - u - lr * weight_decay * (u * theta > 0) * theta
 
 
 def mars(
     theta, g, t, lr, eta, memory, betas, gamma=0.025, max_norm=1.0, first=None, sign=False, hat=False,
-    weight_decay=0.0,
+    weight_decay=0.0, eps=1e-8,
 ):  # fmt: skip
     """Yuan et al. 2024, Algorithm 2, around Adam or the sign of an average; g₀ = g₁, or 0 in the authors' code."""
     last = memory.get("last", g if first is None else first)
@@ -335,7 +337,7 @@ def mars(
     c = c / max(1.0, np.linalg.norm(c) / max_norm)
     if sign:
         return signum(theta, c, t, lr, eta, memory, betas[0], weight_decay)
-    return adam(theta, c, t, lr, eta, memory, betas=betas, hat=hat, weight_decay=weight_decay)
+    return adam(theta, c, t, lr, eta, memory, betas=betas, eps=eps, hat=hat, weight_decay=weight_decay)
 
 
 def schedule_free(

@@ -178,7 +178,7 @@ def descend() -> Callable[..., list[float]]:
 
 @pytest.fixture
 def whole() -> Callable[..., None]:
-    """`whole(make, oracle, **group)`: tensors that are stepped in slices make the oracle's steps, eagerly and compiled.
+    """`whole(make, oracle, **group)`: what is stepped in slices makes the oracle's steps, eagerly and compiled.
 
     The first slice of one is unlike the others, so that what is summed over a slice alone is something else.
     """

@@ -86,13 +86,12 @@ def test_the_last_gradient_is_a_copy():
     """With zero_grad(set_to_none=False) the next gradient comes into the same memory."""
     ends = []
     for differentiable in (False, True):
-        theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        theta = torch.zeros(3, dtype=torch.float64)
         optimizer = SGD([theta], lr=1.0, extensions=[MARS(beta=0.9)], fused=False, differentiable=differentiable)
         theta.grad = torch.zeros(3, dtype=torch.float64)
         for t in range(3):
             theta.grad.fill_(0.1 * (t + 1))
-            with torch.no_grad():
-                optimizer.step()
+            optimizer.step()
         ends.append(theta.detach())
     expected = 0.1 + (0.2 + 0.225 * 0.1) + (0.3 + 0.225 * 0.1)
     assert torch.allclose(ends[0], torch.full((3,), -expected, dtype=torch.float64), rtol=0, atol=1e-15)

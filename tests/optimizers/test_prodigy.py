@@ -12,7 +12,7 @@ from optimizers import Prodigy
 
 
 class Oracle:
-    """Algorithm 4 as the authors' code has it, in float64, for all parameters at once; groups differ as they may."""
+    """Algorithm 4 as the authors' code has it, in float64, for all parameters at once."""
 
     def __init__(
         self, thetas, betas=(0.9, 0.999), beta3=None, eps=1e-8, weight_decay=0.0, decouple=True,
@@ -60,7 +60,7 @@ def starts(shapes=((5,), (2, 3), ())):
 
 
 def check(rates=lambda t: 1.0, shapes=((5,), (2, 3), ()), steps=50, fused=False, **settings):
-    """Steps on a quadratic with a little noise, in two groups; d and s are float32 between steps."""
+    """Steps on a quadratic with a little noise, in two groups; d is rounded to float32 between steps."""
     random = np.random.default_rng(1)
     oracle = Oracle(starts(shapes), **settings)
     params = [torch.tensor(start).requires_grad_() for start in oracle.theta]
@@ -73,9 +73,9 @@ def check(rates=lambda t: 1.0, shapes=((5,), (2, 3), ()), steps=50, fused=False,
             group["lr"] = rates(t)
         oracle.step([theta + extra for theta, extra in zip(oracle.theta, noise, strict=True)], rates(t))
         optimizer.step()
-        assert optimizer.d == pytest.approx(oracle.d, rel=1e-5), t
+        assert optimizer.d == pytest.approx(oracle.d, rel=1e-6), t
         for param, theta in zip(params, oracle.theta, strict=True):
-            assert np.abs(param.detach().numpy() - theta).max() < 1e-5, t
+            assert np.linalg.norm(param.detach().numpy() - theta) < 5e-5 * (np.linalg.norm(theta) + 1), t
     assert oracle.d > 100 * oracle.d0
     return optimizer
 
@@ -126,7 +126,7 @@ def test_a_group_with_rate_zero_is_left_out(fused):
         oracle.step([theta.copy() for theta in oracle.theta], left_out=(1, 2) if t < 20 else ())
         optimizer.step()
         for param, theta in zip(params, oracle.theta, strict=True):
-            assert np.abs(param.detach().numpy() - theta).max() < 1e-5, t
+            assert np.abs(param.detach().numpy() - theta).max() < 1e-4, t
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -135,7 +135,7 @@ def test_two_rates_are_refused(fused):
     optimizer = Prodigy([{"params": params[:1]}, {"params": params[1:], "lr": 0.5}], fused=fused)
     for param in params:
         param.grad = torch.ones(2)
-    match = r"Prodigy has one learning rate .* lr of parameter group 0 is 1.0, and of parameter group 1 0.5"
+    match = r"Prodigy has one learning rate .* lr of parameter group 0 1.0, and of parameter group 1 0.5:"
     with pytest.raises(ValueError, match=match):
         optimizer.step()
     assert all(torch.equal(param, torch.ones(2)) for param in params)
@@ -169,7 +169,8 @@ def test_d_grows_geometrically_to_less_than_the_distance():
         assert needed[-1] == steps
         assert d[-1] == pytest.approx(final, abs=0.006)
         assert 0.8 < d[-1] < 1.1
-        assert all(a <= b <= 5 for a, b in zip(d, d[1:], strict=False))
+        assert d == sorted(d)
+        assert d[-1] <= 5
     assert np.diff(needed).tolist() == [-5, -5, -5]
 
 

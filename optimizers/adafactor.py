@@ -15,7 +15,8 @@ Floor = Literal["denominator", "square"]
 
 def root_mean_square(x: Tensor) -> Tensor:
     """RMS(x) = ‖x‖ / √n, a 0-d tensor."""
-    return x.norm() / x.numel() ** 0.5
+    size: Tensor = x.norm() / x.numel() ** 0.5
+    return size
 
 
 class AdafactorDirection(Stage):
@@ -62,11 +63,11 @@ class AdafactorDirection(Stage):
         super().check({**hyper, "eps": eps}, where)
 
     def refuses(self, param: Tensor) -> str | None:
-        return "Adafactor takes no complex parameters" if param.is_complex() else None
+        return "it is complex" if param.is_complex() else None
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros whose shape is that of what is averaged, if anything is."""
-        return param.new_zeros(())
+        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def update(grad: Tensor) -> Tensor:

@@ -160,7 +160,9 @@ def _trained(model: nn.Module) -> list[tuple[str, Tensor, Owners]]:
     for path, module in model.named_modules():
         for name, param in module.named_parameters(recurse=False):
             owners[id(param)].append((path, module, name))
-    trained = [(name, p, owners[id(p)]) for name, p in model.named_parameters() if p.requires_grad]
+    trained: list[tuple[str, Tensor, Owners]] = [
+        (name, param, owners[id(param)]) for name, param in model.named_parameters() if param.requires_grad
+    ]
     if not trained:
         raise ValueError(f"{type(model).__name__} has no parameter that needs a gradient")
     return trained

@@ -22,13 +22,15 @@ JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
-    """U p(S) Vᵀ for every matrix U S Vᵀ of a stack, p being the polynomials, one after the other, of S / ‖S‖.
+    """U p(S) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other, of S /
+    ‖S‖.
 
     Args:
-        x: (matrices, rows, columns).
+        x: (rows, columns), or (matrices, rows, columns).
         polynomials: (a, b, c) each, of a s + b s³ + c s⁵.
         eps: the least ‖X‖ to divide by.
     """
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
     tall = x.shape[-2] > x.shape[-1]
     if tall:  # X Xᵀ is to be the smaller of the two
         x = x.mT
@@ -37,22 +39,24 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) ->
     for a, b, c in polynomials:
         # A = X Xᵀ
         gram = x @ x.mT
-        # X ← a X + (b A + c A²) X
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        # X ← a X + (b A + c A²) X   (with alpha=0, torch 2.13's baddbmm forgets beta in bfloat16)
+        even = add(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        x = add(x, even, x, beta=a)
     return x.mT if tall else x
 
 
 def polar_factor(x: Tensor) -> Tensor:
-    """U Vᵀ for every matrix U S Vᵀ of a stack, without the directions in which S is 0 but for rounding."""
+    """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
-    return (u * seen.unsqueeze(-2)) @ vt
+    factor: Tensor = (u * seen.unsqueeze(-2)) @ vt
+    return factor
 
 
 def orthogonalized(
     x: Tensor, method: str, coefficients: Coefficients, steps: int, eps: float, precision: str
 ) -> Tensor:
-    """The nearest orthogonal matrix of every matrix of a stack, or about that."""
+    """The nearest orthogonal matrix of a matrix, or of each of a stack, or about that."""
     if precision != "auto":
         x = x.to(getattr(torch, precision))
     elif x.device.type != "cpu":  # which computes in bfloat16 some twenty times slower than in float32
@@ -63,10 +67,10 @@ def orthogonalized(
 
 
 def split(x: Tensor, blocks: int) -> Tensor:
-    """A matrix as a stack of so many, (blocks, rows / blocks, columns); raises `ValueError` where it is not one."""
+    """A matrix, or of several blocks a stack, (blocks, rows / blocks, columns); raises `ValueError` for no such."""
     if len(x) % blocks:
         raise ValueError(f"{len(x)} rows are not blocks={blocks} matrices of as many rows each")
-    return x.reshape(blocks, -1, x.shape[1])
+    return x.reshape(blocks, -1, x.shape[1]) if blocks > 1 else x
 
 
 def factor(rows: int, columns: int, adjust_lr_fn: str) -> float:
@@ -139,10 +143,9 @@ class MuonDirection(Stage):
     def refuses(self, param: Tensor) -> str | None:
         if param.dim() >= 2 and not param.is_complex():
             return None
-        kind = "complex parameters" if param.is_complex() else "parameters of fewer than two dimensions"
+        reason = "it is complex" if param.is_complex() else "it has fewer than two dimensions"
         return (
-            f"Muon takes no {kind}: give it to AdamW, in a parameter group with direction='adamw'; "
-            "muon_groups(model) makes such groups"
+            f"{reason}; give it to AdamW, by direction='adamw' in its group: muon_groups(model) makes such groups"
         )
 
     @staticmethod
@@ -169,7 +172,8 @@ class MuonDirection(Stage):
         # O_t = U Vᵀ, where u_t = U S Vᵀ
         result = orthogonalized(stack, method, ns_coefficients, ns_steps, eps, precision)
         # d_t = √max(1, r/c) O_t, or 0.2 √max(r, c) O_t
-        return (factor(*stack.shape[1:], adjust_lr_fn) * result.to(x.dtype)).reshape(x.shape)
+        rows, columns = stack.shape[-2:]
+        return (factor(rows, columns, adjust_lr_fn) * result.to(x.dtype)).reshape(x.shape)
 
 
 class NorMuonDirection(MuonDirection):
@@ -182,7 +186,9 @@ class NorMuonDirection(MuonDirection):
         super().__init__(row_beta=row_beta, **hyper)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
-        return param.new_zeros(len(param), 1) if name in self.matrices else super().initial(name, param)
+        if name not in self.matrices:
+            return super().initial(name, param)
+        return torch.zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def matrix(  # type: ignore[override]
@@ -203,7 +209,8 @@ class NorMuonDirection(MuonDirection):
         # d̂_ij = d_ij / √v_i, and as long as it was: d̂ ← d̂ ‖d‖ / ‖d̂‖
         stack = split(result, blocks)
         scaled = (result / (row_exp_avg_sq.sqrt() + 1e-10)).reshape(stack.shape)
-        scaled = scaled * (stack.norm(dim=(1, 2), keepdim=True) / (scaled.norm(dim=(1, 2), keepdim=True) + 1e-10))
+        sizes = [each.norm(dim=(-2, -1), keepdim=True) for each in (stack, scaled)]
+        scaled = scaled * (sizes[0] / (sizes[1] + 1e-10))
         return scaled.reshape(x.shape), row_exp_avg_sq
 
 
@@ -277,7 +284,7 @@ class Muon(Chain):
         decay: Literal["lr", "schedule"] = "lr",
         **options: Unpack[Options],
     ) -> None:
-        given = dict(
+        given: dict[str, Any] = dict(
             momentum=momentum,
             nesterov=nesterov,
             ns_coefficients=ns_coefficients,

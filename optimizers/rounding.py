@@ -1,11 +1,10 @@
 r"""Weights and state in 16 bits without a copy in 32: stochastic rounding (Gupta et al., 2015) and Kahan summation.
 
-A bfloat16 has 8 bits of significand: a change of less than half of its last place, 2⁻⁹ of the number, is rounded away
-to nearest, however often it is made. Stochastic rounding makes it at random, in the mean exactly; Kahan summation
-keeps what was rounded away for the next step.
+A bfloat16 has 8 bits of significand. Rounded to nearest, it stays as it is under a change of less than half of its
+last place (2⁻⁹ of the number or less), however often that is made. Stochastic rounding makes such a change at
+random, exactly in the mean; Kahan summation keeps what was rounded away for the next step.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,30 +13,29 @@ from torch import Tensor
 
 from .engine import SEED, Place, Stage, bits
 
-# How many of the last bits of a float32 are not in a number of these dtypes.
-_DROPPED = {torch.bfloat16: 16, torch.float16: 13}
+# How many of the last bits of a float32's significand these dtypes lack.
+_LACKING = {torch.bfloat16: 16, torch.float16: 13}
 
 
 def _rounded(x: Tensor, dtype: torch.dtype, random: Tensor | None) -> Tensor:
-    """The numbers of `dtype`, one of `_DROPPED`, next to x, as float32: above or below by chance, or the nearest.
+    """The numbers of `dtype`, one of `_LACKING`, next to x, as float32: above or below by chance, or the nearest.
 
-    Of the pattern of a float32, taken as a whole number, one more is the next number away from zero, also where the
-    exponent changes. So the last bits are cleared once something is added that decides about a carry: random bits,
-    or half of them. What is beyond the largest finite number, infinite or NaN is left to the usual rounding.
+    The bits of a float32, taken as a whole number, count the numbers away from zero, across exponents. So those
+    that `dtype` lacks are cleared once something was added to them that decides about a carry: random bits, or half
+    of the last place. What is beyond the largest finite number, infinite or NaN is left to the usual rounding.
     """
-    dropped, limits = _DROPPED[dtype], torch.finfo(dtype)
+    lacking, limits = _LACKING[dtype], torch.finfo(dtype)
     x = x.to(torch.float32)
-    z, offset = x, None
+    shift = None
     if limits.smallest_normal > torch.finfo(torch.float32).smallest_normal:
-        # Below its normal numbers, float16 has the places of its smallest ones: shifted, float32 has them, too.
-        offset = torch.where(x.abs() < limits.smallest_normal, x.sign() * limits.smallest_normal, 0)
-        z = x + offset
-    pattern = z.view(torch.int32)
-    last = (1 << dropped) - 1
+        # float16 is evenly spaced from its smallest normal numbers down to 0: there, x is rounded among those.
+        shift = torch.where(x.abs() < limits.smallest_normal, x.sign() * limits.smallest_normal, 0)
+    pattern = (x if shift is None else x + shift).view(torch.int32)
+    last = (1 << lacking) - 1
     # P(up) = (x − below) / (above − below);  to nearest, a tie goes to the even one
-    carry = random & last if random is not None else (last >> 1) + ((pattern >> dropped) & 1)
+    carry = (pattern >> lacking & 1) + (last >> 1) if random is None else random & last
     y = ((pattern + carry) & ~last).view(torch.float32)
-    y = torch.where(x.abs() < limits.max, y if offset is None else y - offset, x)
+    y = torch.where(x.abs() < limits.max, y if shift is None else y - shift, x)
     # Its derivative is that of x.
     return x + (y - x).detach() if x.requires_grad else y
 
@@ -49,11 +47,12 @@ class StochasticRounding(Stage):
         d \sim \mathrm{Bernoulli}\left(\frac{x - \lfloor x \rfloor}{\epsilon}\right),
         \qquad x = \theta_{t-1} - u_t
 
-    Equation 1 of Gupta et al. (2015), where ε is the distance between the two numbers of the parameter's dtype next to
-    x; for parameters in bfloat16 or float16. Parameters in float32 and float64 stay as they are. The whole step is
-    computed in float32, also eagerly. The definition is torchao's (``bf16_stochastic_round``), there for its Adams
-    only, but for numbers beyond the largest finite one, which are rounded to nearest here. What is remembered is
-    rounded to nearest, unless :class:`StateDtype` says otherwise: so are Lookahead's slow weights.
+    Section 3.1 of Gupta et al. (2015), for parameters in bfloat16 or float16: ε is the distance between the two
+    numbers of that dtype next to x. Parameters in float32 and float64 stay as they are. The whole step is computed
+    in float32, also eagerly. torchao's Adams round so, too (``bf16_stochastic_round``), but for numbers beyond the
+    largest finite one, which are rounded to nearest here. What is remembered, such as Lookahead's slow weights, is
+    rounded to nearest unless :class:`StateDtype` says otherwise. (Of processes that share memory without a lock,
+    each adds its change in the parameter's dtype, which rounds once more.)
 
     Args:
         seed: a whole number in [0, 2⁶³); a draw is a function of it, the step, the coordinate and the parameter: of
@@ -78,7 +77,7 @@ class StochasticRounding(Stage):
     def update(
         param: Tensor, index: int, step: float, coordinate: Tensor, stored: torch.dtype, seed: int
     ) -> Tensor:
-        if stored.to_real() not in _DROPPED:
+        if stored.to_real() not in _LACKING:
             return param
         # θ_t = ⌊x⌋ + ε Bernoulli((x − ⌊x⌋) / ε)
         return _rounded(param, stored.to_real(), bits(seed, index, step, coordinate, stream=4))
@@ -89,11 +88,11 @@ class Kahan(Stage):
 
     .. math:: s = \theta_{t-1} + c_{t-1} - u_t, \qquad \theta_t = \mathrm{round}(s), \qquad c_t = s - \theta_t
 
-    Compensated summation (Kahan, 1965), for parameters in bfloat16 or float16. c is the state ``compensation``, of the
-    parameter's dtype: together they have about twice its digits. Parameters in float32 and float64 stay as they are,
-    and nothing is remembered of them. The whole step is computed in float32, also eagerly; optimi's ``kahan_sum`` is
-    the same sum, but every operation in it is rounded to bfloat16 unless it is done by its Triton kernel.
-    Further stages after the step (Lookahead) are given s before it is rounded.
+    Compensated summation (Kahan, 1965), for parameters in bfloat16 or float16. c is the state ``compensation``, of
+    the parameter's dtype: together, they have about twice its digits. Parameters in float32 and float64 stay as
+    they are, and nothing is remembered of them. The whole step is computed in float32, also eagerly, and stages
+    after it (Lookahead) are given s before it is rounded. optimi's ``kahan_sum`` is the same but for its digits: it
+    rounds each operation, c − u among them, to the parameter's dtype, and decays weights without compensation.
 
     Raises:
         ValueError: (when the optimizer is made) the parameters are rounded by chance, too.
@@ -106,13 +105,13 @@ class Kahan(Stage):
     state = ("compensation",)
 
     def remembers_for(self, dtype: torch.dtype) -> bool:
-        return dtype.to_real() in _DROPPED
+        return dtype.to_real() in _LACKING
 
     def joined(self, chain: Sequence[Stage]) -> Stage:
         if any(isinstance(stage, StochasticRounding) for stage in chain):
             raise ValueError(
-                "Kahan and StochasticRounding cannot be in one chain: what the one keeps of a rounding to nearest, the "
-                "other has already made up for in the mean; use one"
+                "Kahan and StochasticRounding cannot be in one chain: Kahan makes up for a rounding to nearest, "
+                "which the other replaces; use one of them"
             )
         return self
 
@@ -133,10 +132,11 @@ class Kahan(Stage):
 class StateDtype(Stage):
     """Keep what is remembered of each coordinate in another dtype than the parameter's.
 
-    In bfloat16, it is rounded stochastically (see :class:`StochasticRounding`), with random bits of its own for each
-    tensor: a moving average at β = 0.999 moves by less than half of bfloat16's last place at each step, and to
-    nearest would stand still. In float32, bfloat16 parameters get exact averages. The whole step is computed in
-    float32, or in float64 for parameters of it. Complex parameters keep theirs. Checkpoints are loaded into this dtype.
+    In bfloat16 it is rounded stochastically (see :class:`StochasticRounding`), with random bits of each tensor's
+    own: to nearest, a moving average at β = 0.999 would stand still, as it moves by less than half of a last place.
+    In float32, it has all its digits beside parameters in 16 bits. The whole step is computed in float32, or for
+    parameters in float64 in that. What is remembered of complex parameters stays complex, as they are. A checkpoint
+    in whichever dtype is loaded into this one.
 
     Args:
         dtype: ``torch.bfloat16`` or ``torch.float32``, or its name.
@@ -173,7 +173,10 @@ class StateDtype(Stage):
         if known["dtype"] == "float32" or known["stored"].is_complex:
             return {}
         draw = known["seed"], known["index"], known["step"], known["coordinate"]
+        # A draw of 32 bits is enough for two tensors: its lower half for the one, the upper for the next.
+        pairs = [bits(*draw, stream=5 + i) for i in range((len(state) + 1) // 2)]
+        halves = [half for pair in pairs for half in (pair, pair >> 16)]
         return {
-            name: _rounded(tensor, torch.bfloat16, bits(*draw, stream=zlib.crc32(name.encode())))
-            for name, tensor in state.items()
+            name: _rounded(tensor, torch.bfloat16, random)
+            for (name, tensor), random in zip(state.items(), halves, strict=False)
         }

@@ -3,10 +3,12 @@ r"""Schedule-Free (Defazio, Yang, Mehta, Mishchenko, Khaled and Cutkosky, 2024).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .average import Average
 from .engine import Place, Stage, select
+from .hyperball import Hyperball
 from .lookahead import Lookahead
 
 # The largest learning rate is remembered as a float32: of one that is the same it may differ in the last place.
@@ -45,12 +47,15 @@ class ScheduleFree(Stage):
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of its range.
-        ValueError: (when the optimizer is made) it has another average of the iterates: Lookahead or Average.
+        ValueError: (when the optimizer is made) it has another average of the iterates (Lookahead, Average), or
+            keeps them on a sphere (Hyperball).
         ValueError: (in `step`) the learning rate is below an earlier one.
     """
 
-    place = Place.PARAMETERS
+    place = Place.STEP_SIZE
+    rank = 50  # what arrives is all that would move z
     sparse = "whole"
+    wide = True
     prefix = "schedule_free"
     ranges = {
         "beta": "(0, 1]",
@@ -68,6 +73,11 @@ class ScheduleFree(Stage):
 
     def joined(self, chain: Sequence[Stage]) -> Stage:
         for other in chain:
+            if isinstance(other, Hyperball):
+                raise ValueError(
+                    "ScheduleFree and Hyperball do not go together: the average of weights on a sphere, and what "
+                    "lies between, are inside of it; use one"
+                )
             if isinstance(other, (Lookahead, Average)):
                 raise ValueError(
                     f"ScheduleFree and {type(other).__name__} do not go together: its parameters lie between the "
@@ -101,17 +111,16 @@ class ScheduleFree(Stage):
 
     @staticmethod
     def update(
-        fast: Tensor, param: Tensor, z: Tensor, weight_sum: float, step: float, beta: float, warmup_steps: int
+        update: Tensor, param: Tensor, z: Tensor, weight_sum: float, step: float, beta: float, warmup_steps: int
     ) -> tuple[Tensor, Tensor]:
         # u_t = α_t d_t(y_t)
-        update = warmed_up(param - fast, step, warmup_steps)
+        update = warmed_up(update, step, warmup_steps)
         # c_t = w_t / (w_1 + … + w_t)
         c = 1 / weight_sum
-        # y_{t+1} = (1 − c_t) y_t + c_t z_t − (1 − β (1 − c_t)) u_t
-        y = param + c * (z - param) - (1 - beta * (1 - c)) * update
-        # z_{t+1} = z_t − u_t
-        return y, z - update
+        # y_t − y_{t+1} = c_t (y_t − z_t) + (1 − β (1 − c_t)) u_t;  z_{t+1} = z_t − u_t
+        return c * (param - z) + (1 - beta * (1 - c)) * update, z - update
 
     def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor:
+        dtype = torch.promote_types(param.dtype, state["z"].dtype)
         # x_t = y_t + (1 − 1/β) (z_t − y_t)
-        return param.lerp(state["z"], 1 - 1 / hyper["beta"])
+        return param.to(dtype).lerp(state["z"].to(dtype), 1 - 1 / hyper["beta"])

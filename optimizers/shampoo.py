@@ -30,7 +30,7 @@ def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, in descending order, and eigenvectors, as columns, of a symmetric matrix."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:  # in single precision some do not converge
+    except RuntimeError:  # in single precision, some do not converge
         values, vectors = (tensor.to(matrix.dtype) for tensor in torch.linalg.eigh(matrix.double()))
     return values.flip(0), vectors.flip(1)
 
@@ -91,11 +91,11 @@ class ShampooDirection(Stage):
         )
 
     def refuses(self, param: Tensor) -> str | None:
-        return "Shampoo takes no complex parameters" if param.is_complex() else None
+        return "it is complex" if param.is_complex() else None
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros of whatever shape comes to be needed."""
-        return param.new_zeros(())
+        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
     @staticmethod
     def update(grad: Tensor) -> Tensor:

@@ -102,18 +102,18 @@ class Rotated(Stage):
         return self.inner.applies(self._inner_hyper(hyper))
 
     def refuses(self, param: Tensor) -> str | None:
-        return "a rotation takes no complex parameters" if param.is_complex() else self.inner.refuses(param)
+        return "it is complex" if param.is_complex() else self.inner.refuses(param)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """The inner direction's; else one 0, in place of a tensor of zeros of whatever shape comes to be needed."""
         if name in self.inner.remembers(self.inner.hyper):
-            return self.inner.initial(name, param)
-        return param.new_zeros(())
+            return self.inner.initial(name, param.to(torch.promote_types(param.dtype, torch.float32)))
+        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], *lr: Any) -> dict[str, Any]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         if hyper["first_step"]:
-            return self.inner.count(scalars, step, self._inner_hyper(hyper), *lr)
-        new = self.inner.count(scalars, step - 1, self._inner_hyper(hyper), *lr)
+            return self.inner.count(scalars, step, self._inner_hyper(hyper), lr)
+        new = self.inner.count(scalars, step - 1, self._inner_hyper(hyper), lr)
         return {name: select(step > 1, value, scalars[name]) for name, value in new.items()}
 
     def __repr__(self) -> str:
@@ -126,7 +126,7 @@ class Rotated(Stage):
 
     def matrix(self, x: Tensor, **given: Any) -> tuple[Tensor, ...]:
         """The stage's step; what it is given depends on the inner direction."""
-        first, step = given["step"] == 1, given["step"] - (not given["first_step"])
+        first, step = given["step"] == 1, given["step"] - (0 if given["first_step"] else 1)
         memory = {name: given[name] for name in self.inner.state}
         keep, largest = given["shampoo_beta"], given["max_precond_dim"]
         # L_t = β L_{t−1} + (1 − β) G_t G_tᵀ  and  R_t = β R_{t−1} + (1 − β) G_tᵀ G_t

@@ -41,12 +41,12 @@ def prove(active: Active, known: Hyper) -> None:
     if key in _proven:
         return
     known = {name: _at_hand(value) if isinstance(value, Tensor) else value for name, value in known.items()}
+    known |= {"index": 0, "stored": torch.bfloat16}  # as which a stage may do what it does not for wider ones
     with torch.no_grad():
-        given = {**known, "index": 0, "stored": torch.bfloat16}
         for part in active:
             for step in _STEPS:
                 for tensors in _trials([name for each in active for name in each.names]):
-                    if reason := _difference(part, tensors, {**given, "step": step}):
+                    if reason := _difference(part, tensors, {**known, "step": step}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
                             "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its "

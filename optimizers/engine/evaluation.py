@@ -66,6 +66,8 @@ class Evaluation(Optimizer):
         optimizer that loads it is in this mode, too. (Not so `torch.distributed.checkpoint`, which reads only what
         the state that it loads into has: write such checkpoints in training mode.) Buffers, such as BatchNorm's
         statistics, are the model's and belong to the training point: `torch.optim.swa_utils.update_bn` renews them.
+        And under FSDP2 (`fully_shard`) a model that was evaluated keeps the weights it has gathered until its next
+        backward pass: call ``model.reshard()`` before it is trained, or evaluated, elsewhere.
         """
         if self._evaluating or not any(map(has_point, self._stages)):
             return
@@ -93,6 +95,8 @@ class Evaluation(Optimizer):
 
     def train(self) -> None:
         """Put the parameters back to where :meth:`eval` found them, bit for bit; else do nothing."""
+        if not self._evaluating:
+            return
         self._evaluating = False
         with torch.no_grad():
             for group in self.param_groups:

@@ -160,6 +160,8 @@ def apply_matrix(part: Part, param: Tensor, whole: Tensor, grad: Tensor, state: 
         known: what else the stage's signature may name.
     """
     stage, hyper, _ = part
+    if param.numel() == 0:
+        return whole
     given = {**known, **hyper, **{name: state[name] for name in stage.matrices}}
     for name, tensor in ("param", param), ("grad", -grad if known["maximize"] else grad):
         if name in stage.asks["matrix"]:
@@ -240,8 +242,12 @@ class One:
 
     def sums(self, stage: Stage) -> Totals:
         span = self._span._replace(until=stage)
-        sums = sum_terms(self.active, self._param, self._grad, self._tensors, self.known, span)
+        sums = sum_terms(self.active, self._origin(), self._grad, self._tensors, self.known, span)
         return {name: total[None] for name, total in sums.items()}
+
+    def _origin(self) -> Tensor:
+        """The parameter as stages are given it: what autograd follows must not be written later."""
+        return self._param.clone() if self._differentiable else self._param
 
     def take(self, stage: Stage, sums: Totals) -> None:
         known = {name: plain(total[0]) for name, total in sums.items()}
@@ -260,7 +266,8 @@ class One:
         self._advance(until=stage)
         part = next(part for part in self.active if part.stage is stage)
         whole = self._tensors[WHOLE]
-        self._tensors[WHOLE] = apply_matrix(part, param, whole, self._grad, self._state, self.known)
+        given = part, self._origin(), whole, self._grad, self._state, self.known
+        self._tensors[WHOLE] = apply_matrix(*given)
         self._span = self._span._replace(since=stage)
 
     def finish(self) -> None:

@@ -75,8 +75,8 @@ class Stage:
     #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
     #: the zeros, too; None refuses it
     sparse: ClassVar[Literal["entries", "whole"] | None] = None
-    #: True where the chain must not be computed with fewer than 32 bits, also eagerly: 16-bit floats, which a
-    #: compiled step computes with in float32 anyway, are then handed over as float32
+    #: True where all stages must be given at least 32 bits, eagerly as well: 16-bit tensors are then handed over in
+    #: float32, as a compiled step always has them
     wide: ClassVar[bool] = False
     #: what a coordinate of its result may depend on: itself, sums over the tensor or over all tensors, or anything
     reach: ClassVar[Literal["element", "tensor", "optimizer", "matrix"]] = "element"

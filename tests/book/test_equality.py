@@ -340,6 +340,24 @@ def mars(
     return adam(theta, c, t, lr, eta, memory, betas=betas, eps=eps, hat=hat, weight_decay=weight_decay)
 
 
+def schedule_free(
+    theta, g, t, lr, eta, memory, weight_decay=0.0, beta=0.9, beta2=None, warmup=0, r=0.0, paper=False, eps=1e-8
+):  # fmt: skip
+    """Defazio et al. 2024, θ = y, around SGD or, with β₂, RMSprop; `paper`: the bias correction in the rate."""
+    rate = lr * min(1.0, t / warmup if warmup else 1.0)
+    if beta2 is not None:
+        v = memory["v"] = beta2 * memory.get("v", 0) + (1 - beta2) * g**2
+        correction = math.sqrt(1 - beta2**t)
+        rate = rate * correction if paper else rate
+        g = g / (np.sqrt(v) / (1.0 if paper else correction) + eps)
+    g = g + weight_decay * theta
+    largest = memory["largest"] = max(memory.get("largest", 0.0), rate)
+    total = memory["total"] = memory.get("total", 0.0) + t**r * largest**2
+    c, z = t**r * largest**2 / total, memory.get("z", theta)
+    memory["z"] = z - rate * g
+    return theta + c * (z - theta) + rate * (beta * (1 - c) - 1) * g
+
+
 def lookahead(theta, g, t, lr, eta, memory, momentum, k, alpha, late=False):
     """Zhang et al. 2019, Algorithm 1, around torch's SGD; `late`: jettify, φ from θ₁, at the steps 1, k + 1, …"""
     fast = trace(theta, g, t, lr, eta, memory, momentum, False)

@@ -12,33 +12,18 @@ import optimizers
 from optimizers.muon import JORDAN, MuonDirection, newton_schulz
 from optimizers.polar_express import polar_express
 
-SHAPES = ((64, 32), (32, 64), (40, 40), (33, 17), (3, 100))
+from .matrices import apart, follow, gaussian, path, singular_values
+
+SHAPES = ((24, 8), (8, 24), (20, 20), (7, 5), (3, 30))
 
 
-def gaussian(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def path(make, shapes=SHAPES, steps=30, dtype=torch.float64, schedule=None):
-    """Where noisy gradients of a quadratic lead, and the optimizer."""
-    starts = [gaussian(*shape, seed=i) for i, shape in enumerate(shapes)]
-    params = [start.to(dtype).requires_grad_() for start in map(torch.clone, starts)]
-    optimizer = make(params)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule or (lambda t: 1.0))
-    for t in range(steps):
-        for i, (param, start) in enumerate(zip(params, starts, strict=True)):
-            param.grad = (gaussian(*start.shape, seed=1000 * t + i) + 0.5 * start).to(dtype)
-        optimizer.step()
-        scheduler.step()
-    return params, optimizer
-
-
-def apart(params, others):
-    return max((a - b).abs().max().item() for a, b in zip(params, others, strict=True))
-
-
-def singular_values(x):
-    return torch.linalg.svdvals(x.double())
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small products in bfloat16 wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------- torch's
@@ -54,36 +39,21 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS)
 def test_equals_torch(options):
     """In the precision of torch's Newton and Schulz; their inputs, in float64, round to the same bfloat16."""
-    schedule = lambda t: 1 / (1 + 0.1 * t)  # noqa: E731
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, precision="bfloat16", **options), schedule=schedule)
-    theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02, **options), schedule=schedule)
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, precision="bfloat16", **options), SHAPES)
+    theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02, **options), SHAPES)
     assert apart(ours, theirs) < 1e-13
     assert apart(ours, [gaussian(*shape, seed=i) for i, shape in enumerate(SHAPES)]) > 0.01
 
 
 def test_in_float32_it_is_torch_s_but_for_rounding():
     for dtype, precision, near in ((torch.float32, "bfloat16", 2e-4), (torch.float32, "auto", 5e-3)):
-        ours, _ = path(lambda p, how=precision: optimizers.Muon(p, lr=0.02, precision=how), dtype=dtype)
-        theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02), dtype=dtype)
+        ours, _ = path(lambda p, how=precision: optimizers.Muon(p, lr=0.02, precision=how), SHAPES, dtype=dtype)
+        theirs, _ = path(lambda p: torch.optim.Muon(p, lr=0.02), SHAPES, dtype=dtype)
         # 30 steps of 0.02; what is rounded to bfloat16 another way has 1/256 of a step
         assert apart(ours, theirs) < near
 
 
 def test_each_continues_the_other_s_checkpoint():
-    def stopped(make):
-        params, optimizer = path(make, steps=10)
-        return [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
-
-    def resumed(make, params, state):
-        params = [p.clone().requires_grad_() for p in params]
-        optimizer = make(params)
-        optimizer.load_state_dict(copy.deepcopy(state))
-        for t in range(5):
-            for i, param in enumerate(params):
-                param.grad = gaussian(*param.shape, seed=1000 * t + i)
-            optimizer.step()
-        return params
-
     def ours(params):
         return optimizers.Muon(params, lr=0.02, precision="bfloat16")
 
@@ -91,15 +61,24 @@ def test_each_continues_the_other_s_checkpoint():
         return torch.optim.Muon(params, lr=0.02)
 
     for first in (ours, theirs):
-        params, state = stopped(first)
-        loaded = [resumed(make, params, state) for make in (ours, theirs)]
-        assert apart(*loaded) < 1e-13
+        params, optimizer = path(first, SHAPES, steps=10)
+        state = copy.deepcopy(optimizer.state_dict())
+        ends = []
+        for second in (ours, theirs):
+
+            def make(params, make=second, state=state):
+                optimizer = make(params)
+                optimizer.load_state_dict(copy.deepcopy(state))
+                return optimizer
+
+            ends.append(path(make, SHAPES, steps=5, begin=10, params=params)[0])
+        assert apart(*ends) < 1e-13
 
 
 # ---------------------------------------------------------------------- the derivation
 
 
-def muon(theta, gradient, eta, memory, lr, weight_decay=0.1, momentum=0.95, nesterov=True, scale="jordan"):
+def muon(theta, gradient, t, eta, memory, lr, weight_decay=0.1, momentum=0.95, nesterov=True, scale="jordan"):
     """θ ← (1 − α λ) θ − α s U Vᵀ, where U S Vᵀ is the momentum; in NumPy."""
     m = memory["m"] = momentum * memory.get("m", 0.0) + (1 - momentum) * gradient
     u, _, vt = np.linalg.svd(momentum * m + (1 - momentum) * gradient if nesterov else m, full_matrices=False)
@@ -114,15 +93,9 @@ def muon(theta, gradient, eta, memory, lr, weight_decay=0.1, momentum=0.95, nest
 )
 def test_exact_it_is_the_steepest_step_in_the_spectral_norm(options):
     named = {"adjust_lr_fn" if name == "scale" else name: value for name, value in options.items()}
-    schedule = lambda t: 1 / (1 + 0.1 * t)  # noqa: E731
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, method="exact", **named), schedule=schedule)
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, method="exact", **named), SHAPES)
     for i, (param, shape) in enumerate(zip(ours, SHAPES, strict=True)):
-        theta = start = gaussian(*shape, seed=i).numpy()
-        memory = {}
-        for t in range(30):
-            gradient = gaussian(*shape, seed=1000 * t + i).numpy() + 0.5 * start
-            theta = muon(theta, gradient, schedule(t), memory, lr=0.02, **options)
-        assert np.abs(param.detach().numpy() - theta).max() < 1e-11
+        assert np.abs(param.numpy() - follow(muon, shape, i, lr=0.02, **options)).max() < 1e-11
 
 
 def test_no_other_direction_of_its_norm_goes_down_more():
@@ -177,22 +150,26 @@ def test_where_jordan_s_polynomial_sends_singular_values():
 
 
 @pytest.mark.parametrize(
-    ("shape", "low", "high"), [((64, 32), 0.682, 1.133), ((128, 128), 0.052, 1.198), ((64, 256), 0.682, 1.134)]
+    ("shape", "low", "high", "share", "rms"),
+    [
+        ((64, 32), 0.682, 1.133, 0.81, 0.84),
+        ((128, 128), 0.0, 1.2, 0.86, 0.89),  # the least value of a square one may be anything
+        ((64, 256), 0.682, 1.134, 0.85, 0.86),
+    ],
 )
-def test_where_gaussian_matrices_end(shape, low, high):
-    """Of a square one, the least value may be anything."""
-    spread = []
+def test_where_gaussian_matrices_end(shape, low, high, share, rms):
+    """The interval of singular values; what is left of the steepest descent, and of an orthogonal matrix's size."""
+    shares, sizes = [], []
     for seed in range(10):
-        g = gaussian(1, *shape, seed=seed)
-        ends = newton_schulz(g, [JORDAN] * 5, 1e-7)
-        values = singular_values(ends[0])
-        spread.append([values.min().item(), values.max().item()])
-        share = ((g * ends).sum() / singular_values(g[0]).sum()).item()
-        rms = ends.square().mean().sqrt().item() * math.sqrt(max(shape))
-        assert share == pytest.approx(0.84, abs=0.04)  # of the steepest descent
-        assert rms == pytest.approx(0.87, abs=0.03)  # of an orthogonal matrix's
-    assert min(least for least, _ in spread) >= (0.0 if low < 0.1 else low - 1e-3)
-    assert max(most for _, most in spread) == pytest.approx(high, abs=5e-3)
+        g = gaussian(*shape, seed=seed)
+        end = newton_schulz(g, [JORDAN] * 5, 1e-7)
+        values = singular_values(end)
+        assert values.min() > low - 1e-3
+        assert high - 0.06 < values.max() < high + 2e-3
+        shares.append(((g * end).sum() / singular_values(g).sum()).item())
+        sizes.append(end.square().mean().sqrt().item() * math.sqrt(max(shape)))
+    assert np.mean(shares) == pytest.approx(share, abs=0.015)
+    assert np.mean(sizes) == pytest.approx(rms, abs=0.015)
 
 
 def test_the_polar_express_is_the_published_one():
@@ -208,14 +185,18 @@ def test_the_polar_express_is_the_published_one():
     s = torch.linspace(0.001, 1, 200_001, dtype=torch.float64)
     ends = five_steps(polar_express(5), s)
     assert [ends.min().item(), ends.max().item()] == pytest.approx([0.859, 1.141], abs=1e-3)
-    for polynomials, least in (([JORDAN] * 5, 0.47), ([(1.5, -0.5, 0.0)] * 5, 0.0076), ([(1.5, -0.5, 0.0)] * 15, 0.417)):
+    for polynomials, least in (
+        ([JORDAN] * 5, 0.47),
+        ([(1.5, -0.5, 0.0)] * 5, 0.0076),
+        ([(1.5, -0.5, 0.0)] * 15, 0.417),
+    ):
         assert five_steps(polynomials, s).min().item() == pytest.approx(least, rel=3e-3)
     # With more steps it converges, as Jordan's does not.
     assert (five_steps(polar_express(8), s) - 1).abs().max() < 1e-4
 
 
 def test_a_factor_makes_no_difference():
-    g = gaussian(1, 64, 32, dtype=torch.float32)
+    g = gaussian(64, 32, dtype=torch.float32)
     for polynomials in ([JORDAN] * 5, polar_express(5)):
         ends = [newton_schulz(scale * g, polynomials, 1e-7) for scale in (1.0, 1e-3)]
         assert (ends[0] - ends[1]).abs().max() < 3e-6
@@ -223,13 +204,15 @@ def test_a_factor_makes_no_difference():
 
 def test_the_average_and_the_sum_have_one_direction():
     """Moonlight's momentum m ← μ m + g is the average's over 1 − μ."""
-    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, weight_decay=0.0, nesterov=False), steps=30)
+
+    def moonlight(theta, gradient, t, eta, memory):
+        m = memory["m"] = 0.95 * memory.get("m", 0.0) + gradient
+        scale = 0.02 * eta * max(1, m.shape[0] / m.shape[1]) ** 0.5
+        return theta - scale * newton_schulz(torch.tensor(m), [JORDAN] * 5, 1e-7).numpy()
+
+    ours, _ = path(lambda p: optimizers.Muon(p, lr=0.02, weight_decay=0.0, nesterov=False), SHAPES)
     for i, (param, shape) in enumerate(zip(ours, SHAPES, strict=True)):
-        theta, m, start = gaussian(*shape, seed=i), 0.0, gaussian(*shape, seed=i)
-        for t in range(30):
-            m = 0.95 * m + gaussian(*shape, seed=1000 * t + i) + 0.5 * start
-            theta = theta - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * newton_schulz(m[None], [JORDAN] * 5, 1e-7)[0]
-        assert (param - theta).abs().max() < 1e-11
+        assert np.abs(param.numpy() - follow(moonlight, shape, i)).max() < 1e-11
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
@@ -272,7 +255,10 @@ def test_blocks_are_matrices_by_themselves(method, row_beta):
     whole = gaussian(24, 8).requires_grad_()
     parts = [part.clone().requires_grad_() for part in whole.detach().chunk(3)]
     options = {"lr": 0.1, "method": method, "row_beta": row_beta}
-    fused, apart_ = optimizers.Muon([{"params": [whole], "blocks": 3}], **options), optimizers.Muon(parts, **options)
+    fused, apart_ = (
+        optimizers.Muon([{"params": [whole], "blocks": 3}], **options),
+        optimizers.Muon(parts, **options),
+    )
     for t in range(5):
         whole.grad = gaussian(24, 8, seed=t) * torch.linspace(0.1, 3, 24, dtype=torch.float64)[:, None]
         for part, grad in zip(parts, whole.grad.chunk(3), strict=True):
@@ -304,7 +290,7 @@ def test_normuon_brings_rows_to_one_size():
         theta -= 0.1 * step * np.linalg.norm(o) / np.linalg.norm(step)
         assert np.abs(param.detach().numpy() - theta).max() < 1e-9
     sizes = np.abs(o).mean(1), np.abs(step).mean(1)
-    assert sizes[1].std() / sizes[1].mean() < 0.5 * sizes[0].std() / sizes[0].mean()
+    assert sizes[1].std() / sizes[1].mean() < 0.6 * sizes[0].std() / sizes[0].mean()
 
 
 # ---------------------------------------------------------------------- with AdamW, in one optimizer
@@ -358,7 +344,7 @@ def test_a_vector_is_refused_before_anything_moves(shape):
     optimizer = optimizers.Muon(params)
     for param in params:
         param.grad = torch.ones_like(param)
-    with pytest.raises(RuntimeError, match=r"direction='adamw'; muon_groups\(model\)"):
+    with pytest.raises(RuntimeError, match=r"shape .* fewer than two .* AdamW.*muon_groups\(model\)"):
         optimizer.step()
     assert torch.equal(params[0].detach(), torch.ones(2, 3))
     assert not optimizer.state[params[0]]

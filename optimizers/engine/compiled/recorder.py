@@ -71,10 +71,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor) or result.device.type != "meta" or name == "empty":  # (an input)
             return result
-        if name in ("_to_copy", "zeros_like", "ones_like", "empty_like"):
+        as_type = name == "view" and isinstance(args[1], torch.dtype)  # the same bits
+        if as_type or name in ("_to_copy", "zeros_like", "ones_like", "empty_like"):
             arguments: tuple[Any, ...] = (self.value(args[0]),)
-        elif name == "view" and isinstance(args[1], torch.dtype):  # the same bits, read as another type
-            arguments = (self.value(args[0]),)
         elif name in ("full_like", "scalar_tensor", "full"):
             arguments = (self.value(args[0] if name == "scalar_tensor" else args[1]),)
         else:

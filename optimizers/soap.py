@@ -12,6 +12,8 @@ from .engine import Chain, Options, Place, Stage, select
 from .shampoo import eigenvectors
 from .weight_decay import DecoupledWeightDecay
 
+SLICE = 1 << 17  # elements
+
 
 def rotated(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Q_Lᵀ X Q_R: X in the bases whose vectors are the columns of Q_L and Q_R, on the sides that have one."""
@@ -19,9 +21,11 @@ def rotated(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return x @ right if right.numel() else x
 
 
-def gram(x: Tensor, largest: int) -> Tensor:
-    """X Xᵀ; nothing, (0, 0), of a vector, and of a matrix of more rows than `largest`."""
-    return x @ x.mT if x.dim() == 2 and len(x) <= largest else x.new_zeros(0, 0)
+def averaged(gram: Tensor, x: Tensor, beta: float, largest: int) -> Tensor:
+    """β A + (1 − β) X Xᵀ; nothing, (0, 0), of a vector, and of a matrix of more rows than `largest`."""
+    if x.dim() < 2 or len(x) > largest:
+        return x.new_zeros(0, 0)
+    return torch.addmm(gram, x, x.mT, beta=beta, alpha=1 - beta)
 
 
 def power_iteration(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,8 @@ class Rotated(Stage):
         max_precond_dim: int = 10000,
         first_step: bool = False,
     ) -> None:
-        if not isinstance(inner, Stage) or inner.place is not Place.DIRECTION or inner.reach != "element":
+        is_direction = isinstance(inner, Stage) and inner.place is Place.DIRECTION and inner.reach == "element"
+        if not is_direction or {"index", "coordinate", "grad"} & inner.needs:
             raise TypeError(f"Rotated takes an elementwise direction, such as AdamDirection(), got {inner!r}")
         self.inner = inner
         self.matrices = (*inner.state, "left_gram", "right_gram", "left_basis", "right_basis")
@@ -128,36 +133,45 @@ class Rotated(Stage):
         """The stage's step; what it is given depends on the inner direction."""
         first, step = given["step"] == 1, given["step"] - (0 if given["first_step"] else 1)
         memory = {name: given[name] for name in self.inner.state}
-        keep, largest = given["shampoo_beta"], given["max_precond_dim"]
+        beta, largest = given["shampoo_beta"], given["max_precond_dim"]
         # L_t = β L_{t−1} + (1 − β) G_t G_tᵀ  and  R_t = β R_{t−1} + (1 − β) G_tᵀ G_t
         grams = [
-            keep * given["left_gram"] + (1 - keep) * gram(x, largest),
-            keep * given["right_gram"] + (1 - keep) * gram(x.mT if x.dim() == 2 else x, largest),
+            averaged(given["left_gram"], x, beta, largest),
+            averaged(given["right_gram"], x.mT if x.dim() == 2 else x, beta, largest),
         ]
         bases = [eigenvectors(each)[1] for each in grams] if first else [given["left_basis"], given["right_basis"]]
         direction = torch.zeros_like(x)
         if step > 0:
             # D_t = Q_L d(Q_Lᵀ G_t Q_R) Q_Rᵀ, where d is the inner direction
-            direction, memory = self._step_inside(rotated(x, *bases), memory, {**given, "step": step}, bases)
+            inside = {**given, "step": step}
+            if "param" in given:
+                inside["param"] = rotated(given["param"], *bases)
+            direction, memory = self._step_inside(rotated(x, *bases), memory, inside)
             direction = rotated(direction, *(basis.mT for basis in bases))
             if step % given["precondition_frequency"] == 0:
                 bases, memory = self._turned(grams, bases, memory)
         return direction, *memory.values(), *grams, *bases
 
     def _step_inside(
-        self, x: Tensor, memory: dict[str, Tensor], given: dict[str, Any], bases: list[Tensor]
+        self, x: Tensor, memory: dict[str, Tensor], given: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The inner direction of a rotated gradient, and what it remembers from now on."""
         names = self.inner.remembers(self._inner_hyper(given))
-        given |= {name: None for name in memory if name not in names}
-        given["memory"] = tuple(memory[name] for name in names)
+        tensors = {"x": x, **{name: memory[name] for name in names}}
         if "param" in given:
-            given["param"] = rotated(given["param"], *bases)
-        if "grad" in given:
-            given["grad"] = rotated(given["grad"], *bases)
-        out = self.inner.call("update", x, given)
-        direction, *new = out if self.inner.state else (out,)
-        return direction, memory | dict(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
+            tensors["param"] = given["param"]
+        slices = [tensors]
+        if x.dim() == 2 and x.numel() > SLICE:  # so that the rule's temporaries stay in the cache
+            rows = max(1, SLICE // x.shape[1])
+            parts = zip(*(tensor.split(rows) for tensor in tensors.values()), strict=True)
+            slices = [dict(zip(tensors, each, strict=True)) for each in parts]
+        results = []
+        for each in slices:
+            known = {**given, **dict.fromkeys(memory), **each, "memory": tuple(each[name] for name in names)}
+            out = self.inner.call("update", each["x"], known)
+            results.append([tensor for tensor in (out if memory else (out,)) if tensor is not None])
+        direction, *new = map(torch.cat, zip(*results, strict=True)) if len(results) > 1 else results[0]
+        return direction, memory | dict(zip(names, new, strict=True))
 
     def _turned(
         self, grams: list[Tensor], bases: list[Tensor], memory: dict[str, Tensor]

@@ -67,6 +67,13 @@ class Model(nn.Module):
 def settings(name: str, mix: str, params: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     options = {"momentum": 0.9} if name in ("sgd", "sgdw", "rmsprop") else {}
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
+    if name == "muon":  # vectors are AdamW's
+        rest = [(p[1] if isinstance(p, tuple) else p) for p in params[1:]]
+        matrices, vectors = ([p for p, q in zip(params[1:], rest) if (q.dim() < 2) is flat] for flat in (False, True))
+        groups[1:] = [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.1, "direction": "adamw"},
+        ]
     return groups, {"lr": 0.05, "extensions": EXTENSIONS[mix], "fused": mix == "compiled", **options}
 
 

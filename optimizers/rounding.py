@@ -139,7 +139,8 @@ class StateDtype(Stage):
     in whichever dtype is loaded into this one.
 
     Args:
-        dtype: ``torch.bfloat16`` or ``torch.float32``, or its name.
+        dtype: ``torch.bfloat16`` or ``torch.float32``, or its name. Another one that is set in a parameter group
+            later holds for what is first remembered, or loaded, from then on.
         seed: as of :class:`StochasticRounding`; the same one gives other bits here.
 
     Raises:

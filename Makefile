@@ -66,7 +66,7 @@ data: install-book ## fetch and verify MNIST and CIFAR-10 (into DATA_DIR)
 benchmark: install-benchmarks ## time the optimizers' steps; hours, on a machine that does nothing else (DEVICE)
 	@$(CLEAN) -m benchmarks.step_time --device "$${DEVICE:-cpu}"
 
-equality: install-peers ## step beside ten other libraries, and write down how far apart they are
+equality: install-peers ## step beside a dozen other libraries, and write down how far apart they are
 	@$(CLEAN) -m benchmarks.equality
 
 publish: install-book ## check your records and copy them to results/ (SCALE, ONLY)

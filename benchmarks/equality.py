@@ -79,6 +79,7 @@ def with_torch(make: Callable[[list[torch.Tensor], float], Optimizer], lr: float
     """An optimizer of torch's kind, under torch's own scheduler."""
     theta = torch.tensor(start(), requires_grad=True)
     optimizer = make([theta], lr)
+    getattr(optimizer, "train", bool)()  # Schedule-Free's optimizers ask for it
     scheduler = LambdaLR(optimizer, multiplier if scheduled else lambda t: 1.0)
 
     def step(grad: Array, rate: float) -> Array:

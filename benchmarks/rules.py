@@ -29,6 +29,8 @@ PEERS = LIBRARIES | {
     "keras": ("keras", "keras"),
     "labml": ("labml_nn.optimizers.adam", "labml-nn"),
     "optax": ("optax", "optax"),
+    "prodigyopt": ("prodigyopt", "prodigyopt"),  # its authors'
+    "schedulefree": ("schedulefree", "schedulefree"),  # its authors'
     "tinygrad": ("tinygrad.nn.optim", "tinygrad"),
     "torchzero": ("torchzero", "torchzero"),
 }

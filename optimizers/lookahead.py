@@ -102,35 +102,23 @@ class Lookahead(Stage):
                 new |= {name: select(sync, mean, velocity), f"slow_{name}": select(sync, mean, slow)}
         return new
 
+    def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor:
+        # φ is what the paper evaluates
+        return state["slow_param"]
+
     @staticmethod
     @contextmanager
     def slow_weights(optimizer: Chain) -> Iterator[None]:
         """Put the slow weights in the parameters' place: ``with Lookahead.slow_weights(optimizer): evaluate()``.
 
         They are what the paper evaluates. A parameter that has none yet, or whose group does without Lookahead,
-        stays as it is. On leaving, also by an exception, the parameters are again what they were: a step within
-        would be undone.
+        stays as it is. On leaving, also by an exception, the parameters are again what they were. It is
+        :meth:`optimizers.Chain.averaged`, of an optimizer that must have slow weights.
 
         Raises:
             ValueError: the optimizer has no Lookahead.
         """
-        stages = [stage for stage in optimizer._stages if isinstance(stage, Lookahead)]
-        if not stages:
+        if not any(isinstance(stage, Lookahead) for stage in optimizer._stages):
             raise ValueError(f"{type(optimizer).__name__} has no Lookahead among its extensions")
-        pairs = [
-            (param, optimizer.state[param]["slow_param"])
-            for group in optimizer.param_groups
-            if any(part.stage is stages[0] for part in optimizer._active(group))
-            for param in group["params"]
-            if "slow_param" in optimizer.state.get(param, ())
-        ]
-        fast = [param.detach().clone() for param, _ in pairs]
-        try:
-            with torch.no_grad():
-                for param, slow in pairs:
-                    param.copy_(slow)
+        with optimizer.averaged():
             yield
-        finally:
-            with torch.no_grad():
-                for (param, _), weight in zip(pairs, fast, strict=True):
-                    param.copy_(weight)

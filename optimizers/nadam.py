@@ -30,7 +30,7 @@ class NAdamDirection(Stage):
     def __init__(self, betas: Betas = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float | None = 4e-3) -> None:
         super().__init__(betas=betas, eps=eps, momentum_decay=momentum_decay)
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         beta1, psi = hyper["betas"][0], hyper["momentum_decay"]
         # Π_t = Π_{t−1} μ_t, with μ_t = β₁ where there is no schedule
         return {

@@ -1,6 +1,6 @@
 """Weight decay: the coupled kind (L2), which goes through the gradient, and the decoupled kind, which does not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -87,3 +87,17 @@ class DecoupledByGroup(DecoupledWeightDecay):
 def by_group(weight_decay: float, decoupled_weight_decay: bool) -> list[Stage]:
     """Torch's two arguments: L2, or decoupled decay × lr in the parameter groups that say so."""
     return [L2ByGroup(weight_decay, decoupled_weight_decay), DecoupledByGroup(weight_decay, decoupled_weight_decay)]
+
+
+def refuse_decay(stage: Stage, chain: Sequence[Stage], reason: str) -> None:
+    """Raise where a chain decays weights, by whatever other stage, and `stage` cannot have that.
+
+    Raises:
+        ValueError: names both, and the reason: what `stage` does.
+    """
+    for other in chain:
+        if other is not stage and other.hyper.get("weight_decay", 0) != 0 and other.applies(other.hyper):
+            raise ValueError(
+                f"{type(other).__name__} decays (weight_decay={other.hyper['weight_decay']!r}) beside "
+                f"{type(stage).__name__}, {reason}: set weight_decay=0"
+            )

@@ -1,6 +1,7 @@
 """The machine behind the rules: what a rule's module imports, and nothing that knows a paper."""
 
 from .chain import Chain, Options
+from .composition import Partition
 from .identity import new_run
 from .random import SEED, bits, normal, uniform
 from .stage import Place, Stage, select
@@ -10,6 +11,7 @@ __all__ = [
     "SEED",
     "Chain",
     "Options",
+    "Partition",
     "Place",
     "Stage",
     "bits",

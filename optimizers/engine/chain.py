@@ -16,18 +16,20 @@ from typing import Any, TypedDict, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from .compiled import FusedStep, worth_it
 from .compiled.compiler import find
-from .composition import in_order, refuse_clashes
-from .eager import Active, Hyper, Part, kept, step_differentiably, step_in_place, step_lock_free
+from .composition import Partition, in_order, refuse_clashes
+from .eager import Active, Hyper, Part, kept
+from .evaluation import Evaluation
+from .execution import One, Worker, run
 from .identity import Indices
 from .memory import owns_memory
 from .plan import Plan
 from .settings import Settings
 from .stage import Stage
-from .state import adopt, apart, begin, number, rate, schedule, uncast
+from .state import adopt, apart, begin, uncast
 from .tensors import Gradients
 
 
@@ -42,7 +44,7 @@ class Options(TypedDict, total=False):
     fused: bool | None
 
 
-class Chain(Optimizer):
+class Chain(Evaluation):
     """An optimizer made of stages; every named optimizer of this package is a `Chain`.
 
     Args:
@@ -122,10 +124,7 @@ class Chain(Optimizer):
         Returns:
             The closure's loss, or None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self._evaluate(closure)
         if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
             return loss
         self._settings.check_new(self.param_groups)
@@ -140,11 +139,12 @@ class Chain(Optimizer):
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
         self._indices.begin()
-        for step in compiled.values():
-            step.run()
+        workers: list[Worker] = [table for step in compiled.values() for table in step.tables]
         for group, active, members in zip(groups, actives, eager, strict=True):
             for index, param in members.items():
-                self._step_parameter(param, grads[param], index, group, active, shared)
+                given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
+                workers.append(One(*given))
+        run(self._stages, workers, self.state)
         return loss
 
     def _patch_step_function(self) -> None:
@@ -162,7 +162,8 @@ class Chain(Optimizer):
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
-        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in self._stages]
+        stages = [s for s in self._stages if s.route is None or s.route == group["direction"]]
+        pairs = [(s, {name: group[s.key(name)] for name in s.hyper}) for s in stages]
         return [Part(stage, hyper, stage.remembers(hyper)) for stage, hyper in pairs if stage.applies(hyper)]
 
     def _compiles(self, group: Hyper) -> bool:
@@ -176,32 +177,6 @@ class Chain(Optimizer):
             return bool(self._worth_compiling)
         return bool(group["fused"])
 
-    def _step_parameter(
-        self, param: Tensor, grad: Tensor, index: int, group: Hyper, active: Active, shared: Hyper
-    ) -> None:
-        state, active = self.state[param], kept(active, param.dtype)
-        begin(state, param, index, active, group)
-        state["step"] += 1
-        step = number(state["step"], group)
-        for stage, hyper, _ in active:
-            for name, scalar in stage.count(state, step, hyper).items():
-                if group["differentiable"]:
-                    state[name] = scalar.to(state[name])
-                else:
-                    state[name].copy_(scalar)
-        known = {
-            **shared,
-            **{name: number(state[name], group) for part in active for name in part.stage.scalars},
-            "step": step,
-            "lr": rate(group),
-            "schedule": schedule(group),
-            "index": int(state["index"]) if "index" in state else None,
-            "stored": param.dtype,
-            "maximize": group["maximize"],
-        }
-        execute = step_differentiably if group["differentiable"] else step_in_place
-        (step_lock_free if self._lock_free else execute)(active, param, grad, state, known)
-
     def share_memory(self) -> "Chain":
         """Put the parameters and the whole state, made now, into shared memory, for Hogwild training.
 
@@ -213,8 +188,11 @@ class Chain(Optimizer):
             The optimizer itself.
 
         Raises:
-            ValueError: a parameter is not in the CPU's memory, or a group is differentiable.
+            ValueError: a parameter is not in the CPU's memory, a group is differentiable, or a stage reaches
+                further than an element: other processes would change what it sums.
         """
+        if far := [stage for stage in self._stages if stage.reach != "element"]:
+            raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
         self._settings.check_new(self.param_groups)
         for group in self.param_groups:
             if group["differentiable"] or not all(map(owns_memory, group["params"])):
@@ -241,7 +219,8 @@ class Chain(Optimizer):
             TypeError, ValueError: as torch, and for a hyper-parameter out of its range.
         """
         if isinstance(param_group, dict):
-            given = self._settings.plain(param_group)
+            direction = param_group.get("direction", self.defaults.get("direction"))
+            given = self._settings.plain(Partition.defaults(self._stages, direction) | param_group)
             self._settings.check(self.defaults | given, f" of parameter group {len(self.param_groups)}")
             param_group.update(given)
             if self._scheduled:
@@ -260,7 +239,7 @@ class Chain(Optimizer):
         """Load a checkpoint, this package's or torch.optim's of the same algorithm."""
         scalars = {"index", *(name for stage in self._stages for name in stage.scalars)}
         casts = any(type(stage).cast is not Stage.cast for stage in self._stages)
-        tensors = {name for stage in self._stages for name in stage.state} if casts else ()
+        tensors = {name for stage in self._stages for name in (stage.state if casts else ()) + stage.matrices}
         super().load_state_dict({**state_dict, "state": uncast(state_dict["state"], scalars, tensors)})
 
     def __getstate__(self) -> dict[str, Any]:

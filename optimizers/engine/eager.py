@@ -1,7 +1,8 @@
 """How a step is carried out, eagerly: parameter by parameter, slice by slice, with the stages' own functions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,18 @@ class Part(NamedTuple):
 
 
 Active = Sequence[Part]  # in the order of their places
+WHOLE = "whole"  # the name, among the state tensors, of what a stage's `matrix` takes and returns
+
+
+class Span(NamedTuple):
+    """The part of a chain that is gone through at once."""
+
+    sums: Mapping[Stage, Mapping[str, Any]] = MappingProxyType({})  # those that are known, by stage and term
+    since: Stage | None = None  # begin behind this one's `matrix`, with what that has returned
+    until: Stage | None = None  # end with the terms of this one, or in front of its `matrix`
+
+
+ALL = Span()
 
 
 def kept(active: Active, dtype: torch.dtype) -> Active:
@@ -37,101 +50,115 @@ def kept(active: Active, dtype: torch.dtype) -> Active:
 
 
 def advance(
-    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
-) -> tuple[Tensor, dict[str, Tensor]]:
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper, span: Span
+) -> tuple[Any, dict[str, Tensor]]:
     """One step of a chain as a pure function: the new parameter and the new state.
 
-    It is computed in the tensors' own dtypes, or where a stage asks for it (`Stage.wide`) in float32 at least.
+    They are in the dtypes that it is given, but in float32 at least where a stage is `wide`.
 
     Args:
         active: the stages that do something.
         param, grad: real tensors of one shape.
         state: the stages' tensors, of the same shape.
         known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
+        span: where in the chain to begin and to end. At a stage whose terms are wanted, they are returned in the
+            parameter's place; in front of a stage's `matrix`, what it is to be given.
     """
-    if not any(part.stage.wide for part in active):
-        return _advance(active, param, grad, state, known)
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    wide = {name: tensor.to(dtype) for name, tensor in state.items()}
-    new_param, new = _advance(active, param.to(dtype), grad.to(dtype), wide, known)
-    return new_param.to(param.dtype), {name: tensor.to(state[name].dtype) for name, tensor in new.items()}
-
-
-def _advance(
-    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`advance` in the dtypes of the tensors that it is given."""
+    sums, since, until = span
     state = dict(state)
-    x = -grad if known["maximize"] else grad
-    scaled = False
+    if any(part.stage.wide for part in active):
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        param, grad, state = param.to(dtype), grad.to(dtype), {name: old.to(dtype) for name, old in state.items()}
+    grad = -grad if known["maximize"] else grad
+    x, flows, scaled = (grad, True, False) if since is None else (state[WHOLE], False, False)
     for place in _PLACES:
-        if place is Place.UPDATE and not scaled:
+        if place is Place.UPDATE and flows and not scaled:
             # u_t = α d_t
             x = known["lr"] * x
-        if place is Place.PARAMETERS:
+        if place is Place.PARAMETERS and flows:
             # θ_t = θ_{t−1} − u_t
             x = param - x
         for stage, hyper, names in active:
-            if stage.place is place:
-                given = {"param": param, "memory": tuple(state[name] for name in names), **known, **hyper}
+            if stage.place is not place:
+                continue
+            if flows:
+                given: Hyper = {"param": param, "grad": grad, **known, **hyper}
                 given |= {**dict.fromkeys(stage.state), **state}
-                out = stage.update(x, **{name: given[name] for name in stage.needs})
+                given |= {"memory": tuple(state[name] for name in names), **sums.get(stage, {})}
+                if stage is until and "terms" in stage.asks:
+                    return stage.call("terms", x, given), state
+                out = stage.call("update", x, given)
                 x, *new = out if stage.state else (out,)
                 state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
-                scaled |= stage.includes_lr
+                if stage is until:
+                    return x, state
+            scaled |= stage.includes_lr
+            flows |= stage is since
     for stage, hyper, _ in active:
         state.update(stage.after(state, {**known, **hyper, "new_param": x}))
     return x, state
 
 
-def step_in_place(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
+def step_in_place(
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper, span: Span = ALL
+) -> None:
     """Advance a parameter and its state where they are: slice by slice, or where a sparse gradient has entries."""
-    names = [name for part in active for name in part.names]
     own = local(param)
     work = resolved(own)
-    tensors = [real(tensor) for tensor in (work, *(local(state[name]) for name in names))]
+    names = _names(active, state)
     if grad.is_sparse:
+        tensors = [real(tensor) for tensor in (work, *(local(state[name]) for name in names))]
         index, values, coordinate = entries(param, grad)
         old = [tensor[index] for tensor in tensors]
-        new_param, new = advance(
-            active, old[0], values, dict(zip(names, old[1:], strict=True)), {**known, "coordinate": coordinate}
-        )
+        memory = dict(zip(names, old[1:], strict=True))
+        new_param, new = advance(active, old[0], values, memory, {**known, "coordinate": coordinate}, span)
         for tensor, result in zip(tensors, [new_param, *(new[name] for name in names)], strict=True):
             tensor[index] = result.to(tensor.dtype)
     else:
-        _step_slices(active, param, names, [tensors[0], real(local(grad)), *tensors[1:]], known)
-    if work is not own:  # a view that is conjugated lazily is written as a whole
+        for p, g, memory, at in _parts(active, param, work, grad, state):
+            x, new = advance(active, p, g, memory, known | at, span)
+            if span.until is None:
+                p.copy_(x)
+            else:
+                new[WHOLE] = x
+            for name, tensor in memory.items():
+                if new[name] is not tensor:
+                    tensor.copy_(new[name])
+    if work is not own and span.until is None:  # a view that is conjugated lazily is written as a whole
         own.copy_(work)
 
 
-def _step_slices(
-    active: Active, param: Tensor, names: Sequence[str], tensors: Sequence[Tensor], known: Hyper
-) -> None:
-    counted = any("coordinate" in part.stage.needs for part in active)
-    for row, (p, g, *old) in _slices(tensors):
-        if counted:
-            known = {**known, "coordinate": coordinates(param, p.shape, row)}
-        new_param, new = advance(active, p, g, dict(zip(names, old, strict=True)), known)
-        p.copy_(new_param)
-        for name, tensor in zip(names, old, strict=True):
-            tensor.copy_(new[name])
+def sum_terms(
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper, span: Span
+) -> dict[str, Tensor]:
+    """The sums of a stage's terms over the part of a parameter that this process holds, in double precision."""
+    sums: dict[str, Tensor] = {}
+    for p, g, memory, at in _parts(active, param, resolved(local(param)), grad, state):
+        terms, _ = advance(active, p, g, memory, known | at, span)
+        for name, term in terms.items():
+            total = term.expand(p.shape).sum(dtype=torch.float64)
+            sums[name] = sums[name] + total if name in sums else total
+    return sums
 
 
 def step_differentiably(
-    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper
+    active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper, span: Span = ALL
 ) -> None:
     """Advance a parameter in place and replace its state, so that autograd can follow both."""
 
     def back(tensor: Tensor) -> Tensor:
         return torch.view_as_complex(tensor) if param.is_complex() else tensor
 
-    names = [name for part in active for name in part.names]
+    names = _names(active, state)
     p = real(param.clone())
     known = {**known, "coordinate": coordinates(param, p.shape, 0)}
     dense = grad.to_dense() if grad.is_sparse else grad
-    new_param, new = advance(active, p, real(dense), {name: real(state[name]) for name in names}, known)
-    param.copy_(back(new_param))
-    state.update({name: back(new[name]) for name in names})
+    x, new = advance(active, p, real(dense), {name: real(state[name]) for name in names}, known, span)
+    if span.until is None:
+        param.copy_(back(x))
+    else:
+        new[WHOLE] = x
+    state.update({name: back(new[name].to(real(state[name]).dtype)) for name in names})
 
 
 def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str, Tensor], known: Hyper) -> None:
@@ -146,9 +173,9 @@ def step_lock_free(active: Active, param: Tensor, grad: Tensor, state: dict[str,
         coordinate = coordinates(param, shared[0].shape, 0)
         grad, old = real(grad), [tensor.clone() for tensor in shared]
     p, memory = old[0], dict(zip(names, old[1:], strict=True))
-    new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate})
+    new_param, new = advance(active, p, grad, memory, {**known, "coordinate": coordinate}, ALL)
     for tensor, before, after in zip(shared, old, [new_param, *(new[name] for name in names)], strict=True):
-        is_param = tensor is shared[0]
+        is_param, after = tensor is shared[0], after.to(before.dtype)
         change = (after - before if is_param else after).to(tensor.dtype)
         if index is not None:
             tensor.index_put_(index, change, accumulate=is_param)
@@ -167,6 +194,23 @@ def entries(param: Tensor, grad: Tensor) -> tuple[tuple[Tensor, ...], Tensor, Te
     first = sum((i * stride for i, stride in zip(index, strides, strict=True)), torch.zeros_like(grad.indices()[0]))
     within = torch.arange(math.prod(values.shape[1:]), device=values.device).view(values.shape[1:])
     return index, values, first.view(-1, *[1] * within.dim()) + within
+
+
+def _names(active: Active, state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that go through a chain along with the parameter."""
+    return [*(name for part in active for name in part.names), *([WHOLE] if WHOLE in state else [])]
+
+
+def _parts(
+    active: Active, param: Tensor, own: Tensor, grad: Tensor, state: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor], Hyper]]:
+    """A parameter, its gradient, its state and what stages are told of their coordinates, in real slices."""
+    names = _names(active, state)
+    counted = any("coordinate" in part.stage.needs for part in active)
+    tensors = [real(tensor) for tensor in (own, local(grad), *(local(state[name]) for name in names))]
+    for row, (p, g, *memory) in _slices(tensors):
+        at = {"coordinate": coordinates(param, p.shape, row)} if counted else {}
+        yield p, g, dict(zip(names, memory, strict=True)), at
 
 
 def _slices(tensors: Sequence[Tensor]) -> Iterator[tuple[int, Sequence[Tensor]]]:

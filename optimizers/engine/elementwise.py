@@ -49,7 +49,8 @@ def prove(active: Active, known: Hyper) -> None:
                     if reason := _difference(part, tensors, {**known, "step": step}):
                         raise ValueError(
                             f"{part.stage!r} is not elementwise: {reason}. Long tensors are handed over in "
-                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its shape"
+                            "slices: a stage must not reduce over its tensor (a norm, a mean) or ask for its "
+                            "shape, but say how far it reaches (see Stage.reach)"
                         )
     _proven[key] = active
 
@@ -81,11 +82,12 @@ def _trials(names: list[str]) -> Iterator[dict[str, Tensor]]:
 def _difference(part: Part, tensors: dict[str, Tensor], known: Hyper) -> str:
     """How a stage's results for a part by itself differ from the whole's; empty where they do not."""
     try:
-        whole = _results(part, tensors, known)
+        sums = _sums(part, tensors, known)
+        whole = _results(part, tensors, known, sums)
     except Exception:  # it does not take this whole: there is nothing to compare
         return ""
     try:
-        alone = _results(part, {name: tensor.flatten()[_PART] for name, tensor in tensors.items()}, known)
+        alone = _results(part, {name: tensor.flatten()[_PART] for name, tensor in tensors.items()}, known, sums)
     except Exception as error:
         return f"it takes a tensor, but no part of it ({type(error).__name__}: {error})".splitlines()[0]
     shape = tensors["x"].shape
@@ -101,18 +103,41 @@ def _difference(part: Part, tensors: dict[str, Tensor], known: Hyper) -> str:
     return ""
 
 
-def _results(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
-    """What a stage returns, by name."""
+def _given(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
+    """What a stage's signatures may name."""
     stage, hyper, names = part
     scalars: Hyper = dict(stage.scalars)
-    scalars |= stage.count(scalars, known["step"], hyper)
+    scalars |= stage.count(scalars, known["step"], hyper, known["lr"])
     memory = {name: tensors[name] for name in names}
-    given = {"param": tensors["param"], "coordinate": tensors["coordinate"], "memory": tuple(memory.values())}
-    given |= {**known, **scalars, **hyper, **dict.fromkeys(stage.state), **memory}
-    out = stage.update(tensors["x"], **{name: given[name] for name in stage.needs})
+    given = {"param": tensors["param"], "grad": tensors["param"], "memory": tuple(memory.values())}
+    given |= {"coordinate": tensors["coordinate"]}
+    return given | {**known, **scalars, **hyper, **dict.fromkeys(stage.state), **memory}
+
+
+def _terms(part: Part, tensors: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
+    if "terms" not in part.stage.asks:
+        return {}
+    terms: dict[str, Tensor] = part.stage.call("terms", tensors["x"], _given(part, tensors, known))
+    return terms
+
+
+def _sums(part: Part, tensors: dict[str, Tensor], known: Hyper) -> Hyper:
+    """The sums of a stage's terms over whole tensors, and what they make of its scalars."""
+    terms = _terms(part, tensors, known)
+    sums = {name: float(term.expand(tensors["x"].shape).nansum()) for name, term in terms.items()}
+    given = _given(part, tensors, known)
+    return sums | (part.stage.settle(given, sums, known["step"], known["lr"], part.hyper) if sums else {})
+
+
+def _results(part: Part, tensors: dict[str, Tensor], known: Hyper, sums: Hyper) -> dict[str, Tensor]:
+    """What a stage returns, by name, its terms included."""
+    stage, _, names = part
+    given = _given(part, tensors, known) | sums
+    out = stage.call("update", tensors["x"], given)
     x, *new = out if stage.state else (out,)
-    after = stage.after(dict(tensors), {**known, **scalars, **hyper, "new_param": x})
+    after = stage.after(dict(tensors), {**given, "new_param": x})
     results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
+    results |= {f"its term {name}": term for name, term in _terms(part, tensors, known).items()}
     return {
         name: result if isinstance(result, Tensor) else torch.tensor(result, device="cpu")
         for name, result in results.items()

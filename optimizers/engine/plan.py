@@ -1,6 +1,6 @@
 """Before a step: what it will do, parameter by parameter, and all that is refused, while nothing has moved yet."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from .identity import Indexed, Indices
 from .memory import resolved, stands_for_itself, tied
 from .stage import Stage
 from .state import rate, schedule
-from .tensors import Gradients, check, local, refuse_sparse
+from .tensors import Gradients, check, local, refuse_sparse, said
 
 Groups = Sequence[Hyper]
 States = Mapping[Tensor, Hyper]
@@ -50,7 +50,7 @@ class Plan:
             from all gradients together.
 
         Raises:
-            RuntimeError: a gradient, or the state, cannot be stepped (see `tensors.check`).
+            RuntimeError: a parameter, a gradient or the state cannot be stepped (see `tensors.check`).
             ValueError: a stage is not elementwise.
         """
         held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
@@ -68,9 +68,11 @@ class Plan:
                 prove(active, {**shared, **known})
             self._proven = actives
         # What is laid out anew, or stepped eagerly, may have come to lie where compiled steps write.
-        places = [place for params in eager for place in _places(params, states)] if compiled else []
+        parts = [part for active in actives for part in active]
+        common = {name for part in parts if part.stage.reach == "optimizer" for name in part.stage.scalars}
+        places = [place for params in eager for place in _places(params, states, common)] if compiled else []
         if compiled.keys() - held or places != self._places:
-            self._tied = _tied(groups, states, grads)
+            self._tied = _tied(groups, states, grads, common)
         self._places = places
         for i, step in compiled.items():
             eager[i] = step.prepare(members[i], actives[i], groups[i], shared, states, grads, self._tied, i in held)
@@ -85,6 +87,7 @@ def _check(params: Iterable[Tensor], active: Active, states: States, grads: Grad
     """Refuse what cannot be stepped; a sparse gradient of which all entries are needed gets its zeros."""
     names = [name for part in active for name in part.names]
     numbers = ["step", *(name for part in active for name in part.stage.scalars)]
+    stages = [p.stage for p in active if p.stage.reach == "matrix" or type(p.stage).refuses is not Stage.refuses]
     takes = {part.stage.sparse: type(part.stage).__name__ for part in active}
     for param in params:
         grad = grads[param]
@@ -94,6 +97,9 @@ def _check(params: Iterable[Tensor], active: Active, states: States, grads: Grad
             if not lock_free and None in takes:
                 refuse_sparse(param, takes[None])
         check(param, grad, states.get(param, {}), names, numbers)
+        for stage in stages:
+            if reason := stage.refuses(param):
+                raise RuntimeError(f"{type(stage).__name__} cannot step {said(param)}: {reason}")
         if grad.is_sparse and not lock_free and ("whole" in takes or grad.sparse_dim() == 0):
             grads[param] = grad.to_dense()
         if lock_free and resolved(param) is not param:
@@ -113,22 +119,22 @@ def _shared(groups: Groups, actives: Sequence[Active], grads: Gradients) -> Hype
     return shared
 
 
-def _places(params: Indexed, states: States) -> Iterator[int]:
+def _places(params: Indexed, states: States, common: Collection[str]) -> Iterator[int]:
     for param in params.values():
-        for tensor in _written(param, states):
+        for tensor in _written(param, states, common):
             yield tensor.data_ptr() if stands_for_itself(tensor) else 0
 
 
-def _written(param: Tensor, states: States) -> Iterator[Tensor]:
-    """The memory that a parameter's step writes."""
+def _written(param: Tensor, states: States, common: Collection[str]) -> Iterator[Tensor]:
+    """The memory that a parameter's step writes, but for the numbers that all parameters have in common."""
     yield local(param)
-    for tensor in states.get(param, {}).values():
-        if isinstance(tensor, Tensor):
+    for name, tensor in states.get(param, {}).items():
+        if isinstance(tensor, Tensor) and name not in common:
             yield local(tensor)
 
 
-def _tied(groups: Groups, states: States, grads: Gradients) -> frozenset[int]:
+def _tied(groups: Groups, states: States, grads: Gradients, common: Collection[str]) -> frozenset[int]:
     """The ids of the parameters that can only be stepped one after the other: their steps share memory."""
     params = [param for group in groups for param in group["params"] if param.grad is not None]
-    written = {id(param): list(_written(param, states)) for param in params}
+    written = {id(param): list(_written(param, states, common)) for param in params}
     return tied(written, {id(param): [local(grads[param])] for param in params})

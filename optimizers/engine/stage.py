@@ -37,6 +37,7 @@ class Stage:
     - ``memory``: all its tensors as a tuple, for a stage whose number of tensors is a hyper-parameter;
     - ``param`` (the parameter before the step), ``step`` (1 at the first step), ``lr``;
     - ``schedule``: the learning rate as a multiple of the one before any scheduler changed it;
+    - ``grad``: the gradient as it came, negated to maximize;
     - for noise: ``index`` (which parameter it is, see `identity`) and ``coordinate`` (int64, the
       position of each element in it);
     - ``stored``: the dtype in which the parameter is kept, whatever its arithmetic is done in;
@@ -46,13 +47,18 @@ class Stage:
     of `state`, with None for one that is not in use. What it makes of a coordinate depends on that coordinate
     alone: long tensors are handed over in slices. (Before the first step it is tried on small tensors; see
     `elementwise`.)
+
+    A stage that depends on more says how far it reaches. With the `reach` "tensor" or "optimizer" it defines
+    `terms`, with a signature of the same kind, which returns elementwise terms by name; `update` is given their
+    sums, over all coordinates of the parameter (of all parameters that the stage steps), by these names: numbers,
+    in double precision. With "matrix" it defines `matrix`, which is given what `update` passes on, whole.
     """
 
     place: ClassVar[Place]
     #: the order inside a place, smallest first; stages of one rank run in the order in which they were given
     rank: ClassVar[int] = 0
     #: the hyper-parameters and their ranges, for example ``{"momentum": "[0, inf)"}``
-    ranges: ClassVar[Mapping[str, str]] = {}
+    ranges: Mapping[str, str] = {}
     #: names of the tensors remembered per parameter; they start at zero unless `initial` says otherwise
     state: tuple[str, ...] = ()
     #: those of a direction's state tensors that are a velocity: Lookahead can reset or average them
@@ -72,8 +78,23 @@ class Stage:
     #: True where all stages must be given at least 32 bits, eagerly as well: 16-bit tensors are then handed over in
     #: float32, as a compiled step always has them
     wide: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]]
-    update: Any  # a static method; its signature differs from stage to stage
+    #: what a coordinate of its result may depend on: itself, sums over the tensor or over all tensors, or anything
+    reach: ClassVar[Literal["element", "tensor", "optimizer", "matrix"]] = "element"
+    #: names of further tensors remembered per parameter, of any shape, which `matrix` alone is given
+    matrices: tuple[str, ...] = ()
+    #: by function (`update`, `terms`, `matrix`) the names in its signature, and all of them
+    asks: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs: ClassVar[frozenset[str]] = frozenset()
+    #: static methods; their signatures differ from stage to stage
+    update: Any
+    terms: Any
+    matrix: Any
+    #: under which it stands in a `Partition`: the groups with this ``direction`` are stepped by it
+    route: str | None = None
+    #: for a stage that takes the gradient elsewhere: ``length(grad, param)``, the tensor whose norm, taken over all
+    #: parameters, is given to ``ascent(grad, param, norm, *, hyper-parameters…)``, the way from the parameter there
+    length: Any = None
+    ascent: Any = None
 
     def __init__(self, **hyper: Any) -> None:
         self.hyper = self.plain(hyper)
@@ -81,8 +102,14 @@ class Stage:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "update" in cls.__dict__:
-            cls.needs = tuple(list(inspect.signature(cls.update).parameters)[1:])
+        functions = [name for name in ("update", "terms", "matrix") if name in cls.__dict__]
+        named = {name: tuple(list(inspect.signature(getattr(cls, name)).parameters)[1:]) for name in functions}
+        cls.asks = {**cls.asks, **named}
+        cls.needs = frozenset(name for names in cls.asks.values() for name in names)
+
+    def call(self, function: str, x: Tensor, given: Mapping[str, Any]) -> Any:
+        """`update`, `terms` or `matrix` of x, with those of the given values that its signature names."""
+        return getattr(self, function)(x, **{name: given[name] for name in self.asks[function]})
 
     def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """Hyper-parameters in Python's own types, as `validation.plain` makes them."""
@@ -111,16 +138,33 @@ class Stage:
         """Whether it keeps any of that for parameters of this dtype; else it is given None for all of it."""
         return True
 
-    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    def count(self, scalars: Mapping[str, Any], step: Any, hyper: Mapping[str, Any], lr: Any) -> dict[str, Any]:
         """The new `scalars`, once per parameter and step, before `update`, which is given them as it is `step`."""
         return {}
 
+    def settle(
+        self, scalars: Mapping[str, Any], sums: Mapping[str, Any], step: Any, lr: Any, hyper: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The new `scalars` once the sums of `terms`, which was given the old ones, are known.
+
+        With the reach "optimizer" the scalars are the whole optimizer's, settled once per step with the first
+        group's hyper-parameters; every parameter's state has them.
+        """
+        return {}
+
+    def refuses(self, param: Tensor) -> str | None:
+        """Why a parameter cannot be stepped, if it cannot: said before anything moves."""
+        return "a matrix of complex numbers" if self.reach == "matrix" and param.is_complex() else None
+
     def initial(self, name: str, param: Tensor) -> Tensor:
-        """The state tensor `name` before the first step: shape, dtype and device of `param`."""
+        """The state tensor `name` before the first step: shape, dtype and device of `param`.
+
+        One of `matrices` is of any shape, and `param` as `matrix` is given it.
+        """
         return torch.zeros_like(param, memory_format=torch.preserve_format)
 
     def cast(self, tensor: Tensor, param: Tensor, hyper: Mapping[str, Any]) -> Tensor:
-        """A state tensor, of this or another stage, as new or loaded, in the dtype in which it is to be kept."""
+        """A state tensor, of this or another stage, in the dtype in which it is kept, at first or when loaded."""
         return tensor
 
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +181,14 @@ class Stage:
         """
         return {}
 
+    def point(self, param: Tensor, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> Tensor | None:
+        """Where to evaluate the model, if not at the parameter itself: see `Chain.eval`. It changes nothing."""
+        return None
+
+    def refuses_lr(self, lr: float, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> str | None:
+        """Why a parameter cannot be stepped at this learning rate; asked before anything moves."""
+        return None
+
     def joined(self, chain: Sequence["Stage"]) -> "Stage":
         """The stage as it takes part in `chain`; raises `ValueError` where it cannot."""
         return self
@@ -147,6 +199,11 @@ class Stage:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.hyper.items())})"
+
+
+def has_point(stage: Stage) -> bool:
+    """Whether a stage says where to evaluate."""
+    return type(stage).point is not Stage.point
 
 
 def select(condition: Any, yes: Any, no: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .eager import Active, Hyper
 from .stage import select
+from .tensors import as_matrix, gathered, local
 
 
 def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper) -> None:
@@ -27,6 +28,9 @@ def begin(state: Hyper, param: Tensor, index: int, active: Active, group: Hyper)
                 # A differentiable step follows the parameter into what is remembered of it.
                 origin = param.clone() if group["differentiable"] else param.detach()
                 state[name] = cast(part.stage.initial(name, origin), param, active)
+        for name in part.stage.matrices:
+            if name not in state:
+                state[name] = part.stage.initial(name, as_matrix(gathered(local(param.detach()), param)))
 
 
 def cast(tensor: Tensor, param: Tensor, active: Active) -> Tensor:

@@ -42,11 +42,11 @@ def gradient(param: Tensor) -> Tensor:
     grad = cast(Any, param.grad)
     if type(grad) in PLAIN:
         if hasattr(param, "to_local"):
-            raise RuntimeError(f"the gradient of {_said(param)}, a DTensor, is a plain tensor: distribute it, too")
+            raise RuntimeError(f"the gradient of {said(param)}, a DTensor, is a plain tensor: distribute it, too")
         return cast(Tensor, grad)
     if hasattr(grad, "to_local"):
         if not hasattr(param, "to_local"):
-            raise RuntimeError(f"the gradient of {_said(param)} is a DTensor, the parameter is not: distribute it")
+            raise RuntimeError(f"the gradient of {said(param)} is a DTensor, the parameter is not: distribute it")
         return placed(grad, param)
     return local(grad)
 
@@ -67,6 +67,33 @@ def local(tensor: Tensor) -> Tensor:
     # A class that leaves all operations to torch only adds a name to the memory.
     ordinary = type(part).__torch_dispatch__ is Tensor.__torch_dispatch__
     return cast(Tensor, part.as_subclass(Tensor) if ordinary else part)
+
+
+def gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which this process holds `part`, as it does of the parameter `like`."""
+    if not hasattr(like, "to_local"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    shard = DTensor.from_local(part, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
+    return shard.full_tensor()
+
+
+def scattered(whole: Tensor, like: Tensor) -> Tensor:
+    """The part of a tensor, which every process has whole, that this process holds of the parameter `like`."""
+    if not hasattr(like, "to_local"):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = cast(Any, like).device_mesh, cast(Any, like).placements
+    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, placements).to_local()
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A tensor of more than two dimensions as (first, all others): of a convolution's filters, one per row."""
+    return tensor.flatten(1) if tensor.dim() > 2 else tensor
 
 
 def real(tensor: Tensor) -> Tensor:
@@ -92,22 +119,22 @@ def check(
     if _ordinary(param, grad, state, tensors, numbers):
         return
     if param.layout != torch.strided:
-        raise RuntimeError(f"{_said(param)} has the layout {param.layout}: a step needs strided parameters")
+        raise RuntimeError(f"{said(param)} has the layout {param.layout}: a step needs strided parameters")
     if any(placement.is_partial() for placement in getattr(param, "placements", ())):
-        raise RuntimeError(f"{_said(param)} is a sum spread over processes (Partial): redistribute it")
+        raise RuntimeError(f"{said(param)} is a sum spread over processes (Partial): redistribute it")
     base: Any = param._base if param._is_view() else param
     if torch.is_grad_enabled() and base.is_leaf and base.requires_grad:
         raise RuntimeError(
-            f"{_said(param)} is a leaf that requires grad: a differentiable step needs a clone() of it"
+            f"{said(param)} is a leaf that requires grad: a differentiable step needs a clone() of it"
         )
     own = local(param)
     if overlaps_itself(own):
-        raise RuntimeError(f"{_said(param)} has coordinates that share memory (expand?): clone it first")
+        raise RuntimeError(f"{said(param)} has coordinates that share memory (expand?): clone it first")
     for name in numbers:
         number = state.get(name)
         readable = isinstance(number, Tensor) and number.numel() == 1 and (param.is_meta or not number.is_meta)
         if name in state and not readable:
-            raise RuntimeError(f"state[{name!r}] of {_said(param)} must be a tensor of one number, got {number!r}")
+            raise RuntimeError(f"state[{name!r}] of {said(param)} must be a tensor of one number, got {number!r}")
     written = [own]
     _check_alike("its gradient", grad, param, own)
     _check_memory("the parameter", own, param)
@@ -115,7 +142,7 @@ def check(
         if name in state:
             tensor = state[name]
             if not isinstance(tensor, Tensor):
-                raise RuntimeError(f"state[{name!r}] of {_said(param)} must be a tensor, got {tensor!r}")
+                raise RuntimeError(f"state[{name!r}] of {said(param)} must be a tensor, got {tensor!r}")
             if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_conj() or tensor.is_neg():
                 tensor = state[name] = _settled(tensor, param)
             _check_alike(name, tensor, param, own)
@@ -124,7 +151,7 @@ def check(
                 part = state[name] = tensor.clone(memory_format=torch.contiguous_format)
             written.append(part)
     if len(written) > 1 and overlap(*written):
-        raise RuntimeError(f"{_said(param)} and its state ({', '.join(tensors)}) share memory: clone them first")
+        raise RuntimeError(f"{said(param)} and its state ({', '.join(tensors)}) share memory: clone them first")
 
 
 def _ordinary(
@@ -160,7 +187,7 @@ def _ordinary(
 def refuse_sparse(param: Tensor, by: str) -> None:
     """Raise RuntimeError for a sparse gradient, in the name of who cannot take it."""
     raise RuntimeError(
-        f"{by} needs dense gradients, got a sparse one for {_said(param)}: build the embedding with sparse=False "
+        f"{by} needs dense gradients, got a sparse one for {said(param)}: build the embedding with sparse=False "
         "(after share_memory(), sparse rows are fine)"
     )
 
@@ -169,7 +196,7 @@ def _settled(tensor: Any, param: Tensor) -> Tensor:
     """A state tensor in the form in which a step writes it."""
     if hasattr(tensor, "to_local"):
         if not hasattr(param, "to_local"):
-            raise RuntimeError(f"the state of {_said(param)} has a DTensor, the parameter is none: distribute it")
+            raise RuntimeError(f"the state of {said(param)} has a DTensor, the parameter is none: distribute it")
         return placed(tensor, param)
     tensor = resolved(local(tensor))
     # (torch's SGD keeps the velocity of sparse gradients sparse.)
@@ -203,8 +230,8 @@ def _check_memory(name: str, tensor: Tensor, param: Tensor) -> None:
     if type(tensor) in PLAIN and tensor.device.type != "meta" and tensor.numel():
         end = (tensor.storage_offset() + extent(tensor)) * tensor.itemsize
         if tensor.untyped_storage().nbytes() < end:
-            raise RuntimeError(f"{name} has no memory (its storage was resized), at {_said(param)}")
+            raise RuntimeError(f"{name} has no memory (its storage was resized), at {said(param)}")
 
 
-def _said(param: Tensor) -> str:
+def said(param: Tensor) -> str:
     return f"a parameter of shape {tuple(param.shape)}"

@@ -259,6 +259,105 @@ def ademamix(
     return theta - lr * (step + weight_decay * theta)
 
 
+def prodigy(
+    theta, g, t, lr, eta, memory, weight_decay=0.0, l2=0.0, correct=False, safeguard=False, d0=1e-6,
+    coefficient=1.0, growth=math.inf, betas=(0.9, 0.999), eps=1e-8,
+):  # fmt: skip
+    """The authors' code of Mishchenko and Defazio 2024; optax always corrects."""
+    g = g + l2 * theta
+    first, beta3, d = memory.setdefault("first", theta), math.sqrt(betas[1]), memory.setdefault("d", d0)
+    rate = d * lr * (math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t) if correct else 1)
+    r = memory["r"] = beta3 * memory.get("r", 0) + d / d0 * rate * np.sum(g * (first - theta))
+    s = memory["s"] = beta3 * memory.get("s", 0) + d / d0 * (d if safeguard else rate) * g
+    m, v = moments(d * g, memory, betas)
+    estimate = coefficient * r / np.abs(s).sum()
+    largest = memory["largest"] = max(memory.get("largest", d0), estimate)
+    memory["d"] = min(largest, (max(d, estimate) if d == d0 else d) * growth)
+    return theta - rate * m / (np.sqrt(v) + memory["d"] * eps) - weight_decay * rate * theta
+
+
+def share(u, g, rescale="mean", eps=None):
+    """Liang et al. 2024: [u g > 0] over its mean, or n over its count and 1."""
+    mask = (u * g > 0).astype(float)
+    if rescale == "none":
+        return mask
+    return (
+        mask / max(mask.mean(), eps or 1e-3) if rescale == "mean" else mask * mask.size / (mask.sum() + (eps or 1))
+    )
+
+
+def lamb(
+    theta, g, t, lr, eta, memory, weight_decay=0.0, late_decay=0.0, correct=True, clip=False, max_norm=None,
+    small=0.0, cautious=False, betas=(0.9, 0.999), eps=1e-6,
+):  # fmt: skip
+    """You et al. 2020, Algorithm 2; Keras and kozistr: decay before, outside of the ratio; NVIDIA: a clip first."""
+    if max_norm is not None:
+        g = g * min(1.0, max_norm / np.linalg.norm(g))
+    m, v = moments(g, memory, betas)
+    if correct:
+        m, v = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+    theta = (1 - lr * late_decay) * theta
+    u = m / (np.sqrt(v) + eps)
+    u = (share(u, g) * u if cautious else u) + weight_decay * theta
+    ratio = np.linalg.norm(theta) / (np.linalg.norm(u) + small)
+    return theta - lr * (min(ratio, 1.0) if clip else ratio) * u
+
+
+def cautious(
+    theta, g, t, lr, eta, memory, weight_decay=0.0, direction="adam", rescale="mean", eps=None, adam_eps=1e-8
+):  # fmt: skip
+    """Liang et al. 2024, around Adam or Lion: decay is not masked."""
+    rule = {"adam": partial(adam, eps=adam_eps), "lion": partial(lion, betas=(0.9, 0.99))}[direction]
+    u = theta - rule(theta, g, t, lr, eta, memory)
+    return theta - share(u, g, rescale, eps) * u - lr * weight_decay * theta
+
+
+def cautious_fast_average(theta, g, t, lr, eta, memory, alpha=5.0, beta3=0.9999, betas=(0.9, 0.999), eps=1e-8):
+    """kozistr's AdEMAMix: the slow average is not masked."""
+    m, v = moments(g, memory, betas)
+    slow = memory["slow"] = beta3 * memory.get("slow", 0) + (1 - beta3) * g
+    m = share(m, g, "count") * m
+    return theta - lr * (m / (1 - betas[0] ** t) + alpha * slow) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+
+
+def cautious_decay(theta, g, t, lr, eta, memory, weight_decay):
+    """Chen et al. 2026, around Adam: λ θ where the step has its sign."""
+    u = theta - adam(theta, g, t, lr, eta, memory, eps=0.0)
+    return theta - u - lr * weight_decay * (u * theta > 0) * theta
+
+
+def mars(
+    theta, g, t, lr, eta, memory, betas, gamma=0.025, max_norm=1.0, first=None, sign=False, hat=False,
+    weight_decay=0.0, eps=1e-8,
+):  # fmt: skip
+    """Yuan et al. 2024, Algorithm 2, around Adam or the sign of an average; g₀ = g₁, or 0 in the authors' code."""
+    last = memory.get("last", g if first is None else first)
+    memory["last"] = g
+    c = g + gamma * betas[0] / (1 - betas[0]) * (g - last)
+    c = c / max(1.0, np.linalg.norm(c) / max_norm)
+    if sign:
+        return signum(theta, c, t, lr, eta, memory, betas[0], weight_decay)
+    return adam(theta, c, t, lr, eta, memory, betas=betas, eps=eps, hat=hat, weight_decay=weight_decay)
+
+
+def schedule_free(
+    theta, g, t, lr, eta, memory, weight_decay=0.0, beta=0.9, beta2=None, warmup=0, r=0.0, paper=False, eps=1e-8
+):  # fmt: skip
+    """Defazio et al. 2024, θ = y, around SGD or, with β₂, RMSprop; `paper`: the bias correction in the rate."""
+    rate = lr * min(1.0, t / warmup if warmup else 1.0)
+    if beta2 is not None:
+        v = memory["v"] = beta2 * memory.get("v", 0) + (1 - beta2) * g**2
+        correction = math.sqrt(1 - beta2**t)
+        rate = rate * correction if paper else rate
+        g = g / (np.sqrt(v) / (1.0 if paper else correction) + eps)
+    g = g + weight_decay * theta
+    largest = memory["largest"] = max(memory.get("largest", 0.0), rate)
+    total = memory["total"] = memory.get("total", 0.0) + t**r * largest**2
+    c, z = t**r * largest**2 / total, memory.get("z", theta)
+    memory["z"] = z - rate * g
+    return theta + c * (z - theta) + rate * (beta * (1 - c) - 1) * g
+
+
 def lookahead(theta, g, t, lr, eta, memory, momentum, k, alpha, late=False):
     """Zhang et al. 2019, Algorithm 1, around torch's SGD; `late`: jettify, φ from θ₁, at the steps 1, k + 1, …"""
     fast = trace(theta, g, t, lr, eta, memory, momentum, False)

@@ -174,3 +174,73 @@ def descend() -> Callable[..., list[float]]:
         return values
 
     return descend
+
+
+@pytest.fixture
+def whole() -> Callable[..., None]:
+    """`whole(make, oracle, **group)`: what is stepped in slices makes the oracle's steps, eagerly and compiled.
+
+    The first slice of one is unlike the others, so that what is summed over a slice alone is something else.
+    """
+
+    def whole(make: Build, oracle: Callable[..., Any], tolerance: float = TOLERANCE, **group: Any) -> None:
+        for fused in (False, True):
+            random = np.random.default_rng(0)
+            starts = [random.standard_normal(shape) for shape in ((1024, 512), (3, 4))]
+            starts[0][:100] *= 10
+            params = [torch.tensor(start).requires_grad_() for start in starts]
+            optimizer = make([{"params": params, **group}], fused=fused)
+            thetas, memories = starts, [{} for _ in starts]
+            for t in range(1, 4):
+                for i, param in enumerate(params):
+                    noise = random.standard_normal(thetas[i].shape) * 10.0 ** -(t % 3)
+                    param.grad = 2.0 * param.detach() + torch.tensor(noise)
+                    thetas[i] = oracle(thetas[i], 2.0 * thetas[i] + noise, t, 1.0, memories[i], **group)
+                optimizer.step()
+                for param, theta in zip(params, thetas, strict=True):
+                    assert np.abs(param.detach().numpy() - theta).max() <= tolerance, (fused, t)
+            assert f"Execution: {'compiled' if fused else 'eager'}" in repr(optimizer)
+
+    return whole
+
+
+@pytest.fixture
+def sound() -> Callable[..., None]:
+    """`sound(make, second)`: eager and compiled steps agree, go on from a checkpoint bit for bit, and maximize.
+
+    The parameters are in two groups; `second` is what the second one has for itself.
+    """
+
+    def sound(make: Build, second: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+        ends = []
+        for fused in (False, True):
+            problem = Problem()
+
+            def build(params: list[Tensor], problem: Problem = problem, fused: bool = fused, **options: Any) -> Any:
+                optimizers.new_run()
+                return problem.build(make, params, second, fused=fused, **options)
+
+            params = problem.parameters()
+            optimizer = build(params)
+            problem.run(optimizer, params, range(10), lambda t: None)
+            again = [param.detach().clone().requires_grad_() for param in params]
+            other = build(again)
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            rest, twin = (
+                problem.run(o, p, range(10, 20), lambda t: None) for o, p in ((optimizer, params), (other, again))
+            )
+            assert largest_difference(rest, twin) == 0
+            ends.append(rest)
+
+            descending, ascending = problem.parameters(), problem.parameters()
+            down, up = build(descending), build(ascending, maximize=True)
+            for t in range(5):
+                for i, (p, q) in enumerate(zip(descending, ascending, strict=True)):
+                    p.grad = 2.0 * p.detach() + problem.noise[t][i]
+                    q.grad = -p.grad
+                down.step()
+                up.step()
+                assert all(torch.equal(p, q) for p, q in zip(descending, ascending, strict=True))
+        assert largest_difference(*ends) <= tolerance
+
+    return sound

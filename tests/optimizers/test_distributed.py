@@ -14,13 +14,23 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
-from optimizers import Chain, ClipNorm, GradientDropout, GradientNoise, LearningRateDropout, Lookahead
+from optimizers import (
+    SAM,
+    Average,
+    Chain,
+    ClipNorm,
+    GradientDropout,
+    GradientNoise,
+    LearningRateDropout,
+    Lookahead,
+    ScheduleFree,
+)
 
 STEPS = 5
 EXTENSIONS: dict[str, tuple[Any, ...]] = {
@@ -30,9 +40,12 @@ EXTENSIONS: dict[str, tuple[Any, ...]] = {
     "compiled": (GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(0.5)),
     # ZeRO's optimizers see their own gradients only, of which there is no global norm.
     "unclipped": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2)),
+    "schedule-free": (ScheduleFree(0.8, warmup_steps=2), SAM(0.1)),
+    "averaged": (Average(0.7), SAM(0.1), ClipNorm(0.5)),
 }
 CASES = [(name, mix) for name in optimizers.list() for mix in ("plain", "all")]
 CASES += [(name, "compiled") for name in ("adam", "nadam", "radamw", "sgdw")]
+CASES += [(name, mix) for name in ("adamw", "sgd") for mix in ("schedule-free", "averaged")]
 OTHERS = [("adam", "unclipped"), ("sgd", "unclipped")]  # for other ways of making optimizers
 
 
@@ -93,9 +106,22 @@ def train(model: nn.Module, optimizer: Any, rank: int, processes: int, steps: ra
     for t in steps:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
         mine = x[rank::processes]
-        optimizer.zero_grad()
-        (model(mine) - mine.sum(1, keepdim=True)).square().mean().backward()
-        optimizer.step()
+
+        def loss(mine: Tensor = mine) -> Tensor:
+            optimizer.zero_grad()
+            value: Tensor = (model(mine) - mine.sum(1, keepdim=True)).square().mean()
+            value.backward()
+            return value
+
+        if not isinstance(optimizer, Chain):
+            loss()
+            optimizer.step()
+            continue
+        optimizer.step(loss)
+        with optimizer.averaged(), torch.no_grad():
+            model(mine)
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ parameters, gradients, `state_dict`, `zero_grad(set_to_none=True)` and data-para
 """
 
 import warnings
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -24,14 +23,15 @@ from ..tensors import Gradients, local, real
 from .c import STORED
 from .compiler import NoCompiler, find
 from .layout import in_memory
+from .recorder import Untraceable
 from .table import Table
-from .trace import Program, Untraceable, form, numbers, trace
+from .trace import SETTLED, Program, form, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
 
 # With the stages, so that no other one has an address that is part of a key.
-_programs: dict[Any, tuple[Program, Active]] = {}
+_programs: dict[Any, tuple[tuple[Program, ...], Active]] = {}
 
 
 def worth_it(params: Iterable[Tensor]) -> bool | None:
@@ -60,7 +60,6 @@ class FusedStep:
         self._without: Sequence[Tensor] = ()  # those of them without a gradient
         self.members: Indexed = {}  # those with one
         self.eager: Indexed = {}  # those of them that no kernel can advance
-        self._reals, self._wholes = array("d"), array("q")
 
     def prepare(
         self,
@@ -73,7 +72,7 @@ class FusedStep:
         tied: frozenset[int],
         held: bool,
     ) -> Indexed:
-        """Make ready to `run`, moving nothing, and return the parameters that no kernel can advance.
+        """Make the tables ready for a step, moving nothing, and return the parameters that no kernel can advance.
 
         Args:
             members: those of the group's parameters that have a gradient.
@@ -89,6 +88,9 @@ class FusedStep:
         ]
         known = {"lr": float(group["lr"]), "schedule": float(schedule(group)), "maximize": group["maximize"]}
         known |= {name: float(value) for name, value in shared.items()}
+        # The whole optimizer's scalars, before and after they are settled: see `execution`.
+        scalars = [name for part in active if part.stage.reach == "optimizer" for name in part.stage.scalars]
+        known |= {prefix + name: 0.0 for prefix in ("", SETTLED) for name in scalars}
         key = form(active, known), tied
         if key != self._key or not held:
             self._key, self._params, self.members = None, list(group["params"]), members
@@ -98,15 +100,9 @@ class FusedStep:
             self._key = key
             for table in self.tables:
                 table.look(grads)
-        given = [value for _, value in numbers(active, known)]
-        self._reals = array("d", [value for value in given if isinstance(value, float)])
-        self._wholes = array("q", [value for value in given if isinstance(value, int)])
-        return self.eager
-
-    def run(self) -> None:
-        """Advance the parameters by one step."""
         for table in self.tables:
-            table.step(self._reals, self._wholes)
+            table.begin(kept(active, table.stored), {**known, "stored": table.stored})
+        return self.eager
 
     @property
     def compiles(self) -> bool:
@@ -114,7 +110,7 @@ class FusedStep:
         return bool(self.tables) or not self.eager
 
     def holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
-        """Whether all tensors are those that were laid out; it takes the gradients of now for `run`."""
+        """Whether all tensors are those that were laid out; it takes the gradients of now for the step."""
         return (
             self._key is not None
             and len(params) == len(self._params)
@@ -152,9 +148,9 @@ class FusedStep:
             for (stored, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
                 parts, given = kept(active, stored), {**known, "stored": stored}
-                program, _ = _programs.get((form(parts, given), dtype)) or (trace(parts, given, dtype), active)
-                _programs[form(parts, given), dtype] = program, active
-                self.tables.append(Table(program, dtypes, members, states, grads))
+                programs, _ = _programs.get((form(parts, given), dtype)) or (trace(parts, given, dtype), active)
+                _programs[form(parts, given), dtype] = programs, active
+                self.tables.append(Table(programs, dtypes, members, states, grads))
         except (Untraceable, NoCompiler) as error:
             self.tables, self.eager = [], params
             if group["fused"]:

@@ -4,6 +4,9 @@ Two functions make the kernel. `prepare` counts a parameter's step and computes 
 coordinates (bias corrections and the like), in double precision. `advance` is the rule itself, one coordinate after
 the other, in the precision of the tensors; the compiler makes vectors of it. What is around them is the same for
 every chain, and stands in `_FRAME`; the operations in both are written by `expressions`.
+
+A pass that sums terms stores nothing. Each chunk has its own sums, which are added up in order: they do not depend
+on the number of threads.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from .expressions import Expressions
-from .trace import Program, Value
+from .recorder import Value
+from .trace import Program
 
 # 16-bit floats are stored as such and computed with as float.
 STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
@@ -55,8 +59,8 @@ static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, i
 _FRAME = """
 int step(int64_t rows, int threads, const row *table, float *counts, const {grad} *const *grads,
          const int64_t *sizes, const int64_t *indices, const int64_t *const *layouts, const double *real,
-         const int64_t *whole) {{
-    enum {{ CHUNK = {chunk} }};
+         const int64_t *whole, const double *sums, double *totals) {{
+    enum {{ CHUNK = {chunk}, SUMS = {sums}, TERMS = {terms} }};
     numbers *prepared = malloc(rows * sizeof *prepared);
     int64_t *first = malloc((rows + 1) * sizeof *first); // the number of a tensor's first chunk
     if (!prepared || !first) {{ free(prepared); free(first); return 1; }}
@@ -65,6 +69,8 @@ int step(int64_t rows, int threads, const row *table, float *counts, const {grad
         {prepare}
         first[i + 1] = first[i] + (sizes[i] + CHUNK - 1) / CHUNK;
     }}
+    double *parts = TERMS ? calloc(first[rows] * TERMS + 1, sizeof *parts) : 0; // each chunk's sums
+    if (TERMS && !parts) {{ free(prepared); free(first); return 1; }}
     #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t chunk = 0; chunk < first[rows]; ++chunk) {{
         int64_t low = 0, high = rows; // first[low] <= chunk < first[high]
@@ -73,29 +79,35 @@ int step(int64_t rows, int threads, const row *table, float *counts, const {grad
             if (first[middle] <= chunk) low = middle; else high = middle;
         }}
         int64_t begin = (chunk - first[low]) * CHUNK, end = begin + CHUNK < sizes[low] ? begin + CHUNK : sizes[low];
+        double *part = TERMS ? parts + chunk * TERMS : 0;
 {call}
     }}
+    for (int64_t i = 0; TERMS && i < rows; ++i)
+        for (int64_t chunk = first[i]; chunk < first[i + 1]; ++chunk)
+            for (int64_t term = 0; term < TERMS; ++term)
+                totals[i * TERMS + term] += parts[chunk * TERMS + term];
+    free(parts);
     free(prepared);
     free(first);
     return 0;
 }}
 """
 
-_PREPARE = "prepared[i] = prepare(table + i, counts + i, indices[i], real, whole);"
+_PREPARE = "prepared[i] = prepare(table + i, counts + i, indices[i], real, whole, sums + i * SUMS);"
 # Where they depend on nothing but the count, which most parameters have in common.
 _PREPARE_ONCE = """
-        if (i && counts[i] + 1 == counts[i - 1]) {{
+        if (i && counts[i] + {counted} == counts[i - 1]) {{
             prepared[i] = prepared[i - 1];
-            counts[i] += 1;
+            counts[i] += {counted};
         }} else
-            {}""".strip().format(_PREPARE)
+            {prepare}""".strip()
 
-_UPDATE = "        update(table + low, grads[low], prepared + low, begin, end, 0, 0);"
+_UPDATE = "        update(table + low, grads[low], prepared + low, begin, end, 0, 0, part);"
 _UPDATE_RUNS = """
         while (begin < end) {
             int64_t stride, rest, coordinate = locate(layouts[low], begin, &stride, &rest);
             int64_t stop = begin + rest < end ? begin + rest : end;
-            update(table + low, grads[low], prepared + low, begin, stop, coordinate, stride);
+            update(table + low, grads[low], prepared + low, begin, stop, coordinate, stride, part);
             begin = stop;
         }""".strip("\n")
 
@@ -125,7 +137,7 @@ class _Kernel:
         self.expressions = Expressions(program.operations)
         used = {a.name for op in program.operations for a in op.args if isinstance(a, Value)}
         self.counts = "coordinate" in used
-        self.prepares_once = "index" not in used and not program.scalars
+        self.prepares_once = "index" not in used and not program.scalars and not program.sums
 
     def text(self) -> str:
         advance = self._advance()  # says which numbers it needs from `prepare`
@@ -144,14 +156,19 @@ class _Kernel:
             _FRAME.format(
                 grad=self.stored["grad"],
                 chunk=CHUNK,
-                prepare=_PREPARE_ONCE if self.prepares_once else _PREPARE,
+                sums=len(self.program.sums),
+                terms=len(self.program.terms),
+                prepare=_PREPARE_ONCE.format(counted=int(self.program.counts), prepare=_PREPARE)
+                if self.prepares_once
+                else _PREPARE,
                 call=_UPDATE_RUNS if self.counts else _UPDATE,
             ),
         ]
         return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
     def _prepare(self) -> str:
-        lines = ["const double step = *count += 1;"]
+        lines = [f"const double step = *count{' += 1' if self.program.counts else ''};"]
+        lines += [f"const double {name} = sums[{i}];" for i, name in enumerate(self.program.sums)]
         lines += [f"const double {name} = *at->{name};" for name in self.program.scalars]
         lines += [f"const double {name} = real[{i}];" for i, name in enumerate(self.program.reals)]
         lines += [f"const int64_t {name} = whole[{i}];" for i, name in enumerate(self.program.wholes)]
@@ -163,7 +180,7 @@ class _Kernel:
         lines.append(f"return (numbers){{{', '.join(given) or '0'}}};")
         head = (
             "static numbers prepare(const row *at, float *count, int64_t index, const double *real,\n"
-            "        const int64_t *whole) {"
+            "        const int64_t *whole, const double *sums) {"
         )
         return _block(head, lines, "}")
 
@@ -184,6 +201,13 @@ class _Kernel:
                 )
                 store = f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};"
                 stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
+        terms = range(len(self.program.terms))
+        sums = [f"double total{i} = 0;" for i in terms]
+        stores += [
+            f"total{i} += {self.expressions.operand(value, torch.float64, in_loop=True)};"
+            for i, (_, value) in enumerate(self.program.terms)
+        ]
+        reduction = f" reduction(+:{','.join(f'total{i}' for i in terms)})" if terms else ""
         pointers = [f"{self.stored[name]} *restrict const {name}_at = at->{name};" for name in self.program.names]
         numbers = [
             f"const {kind} {name} = given->{name};"
@@ -193,11 +217,13 @@ class _Kernel:
         loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
         gates = "".join(f", const int {gate}" for gate in dict.fromkeys(self.gates.values()))
         head = f"static inline void advance({self._parameters('restrict grad_at')}{gates}) {{"
-        return _block(head, [*pointers, *numbers, "#pragma omp simd", *loop.splitlines()], "}")
+        ends = [f"part[{i}] += total{i};" for i in terms]
+        body = [*pointers, *numbers, *sums, f"#pragma omp simd{reduction}", *loop.splitlines(), *ends]
+        return _block(head, body, "}")
 
     def _update(self) -> str:
         """Choose among the compiled forms of `advance`: with every gate open or shut."""
-        arguments = "at, grad, given, begin, end, at_begin, stride"
+        arguments = "at, grad, given, begin, end, at_begin, stride, part"
         calls = [("", arguments)]
         for gate in dict.fromkeys(self.gates.values()):
             calls = [
@@ -211,7 +237,7 @@ class _Kernel:
     def _parameters(self, grad: str) -> str:
         return (
             f"const row *at, const {self.stored['grad']} *{grad}, const numbers *given,\n"
-            "        int64_t begin, int64_t end, int64_t at_begin, int64_t stride"
+            "        int64_t begin, int64_t end, int64_t at_begin, int64_t stride, double *part"
         )
 
     def _gates(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .trace import Operation, Untraceable, Value
+from .recorder import Operation, Untraceable, Value
 
 # How an operation is written, once its operands are of one type; {f} is the suffix of that type's C functions.
 _INFIX = dict(add="+", sub="-", mul="*", div="/", lt="<", gt=">", le="<=", ge=">=", eq="==", ne="!=")

@@ -1,7 +1,7 @@
 """The table of tensors that a kernel is given: parameters of one kind, their gradients and their state."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..eager import Hyper, shard
+from ..eager import WHOLE, Active, Hyper, shard
+from ..execution import Totals, apply_matrix
 from ..identity import Indexed
 from ..memory import addressable, resolved
+from ..stage import Stage
 from ..tensors import Gradients, local, real
 from .c import c_source
 from .compiler import load
 from .layout import alike, layout
-from .trace import Program
+from .trace import SETTLED, Program, numbers
 
 # With fewer elements in all, a second thread is not worth waking up.
 _ALONE = 1 << 15
@@ -26,8 +28,10 @@ _ALONE = 1 << 15
 class Table:
     """Parameters of one combination of dtypes: where they, their gradients and their state are in memory.
 
+    A step is a call of `begin` and those of a worker (see `execution`), each a pass over memory.
+
     Args:
-        program: what a step computes.
+        programs: what a step computes, pass by pass.
         dtypes: of the parameters, their gradients and their state tensors, complex ones as real.
         members: the parameters, by their indices.
         grads: the step's gradients.
@@ -38,22 +42,29 @@ class Table:
 
     def __init__(
         self,
-        program: Program,
+        programs: Sequence[Program],
         dtypes: Sequence[torch.dtype],
         members: Indexed,
         states: Mapping[Tensor, Hyper],
         grads: Gradients,
     ) -> None:
-        self.source = c_source(program, dtypes)
-        self._function = load(self.source)
+        names, scalars = programs[0].names[1:], programs[0].scalars
+        self._whole = names.index(WHOLE) + 1 if WHOLE in names else None  # its place among a row's tensors
+        if self._whole is not None:
+            dtypes, names = (*dtypes, torch.promote_types(dtypes[0], torch.float32)), names[:-1]
+        sources = [c_source(program, dtypes) for program in programs]
+        self.source = "\n".join(sources)
+        self._programs = programs
+        self._functions = list(map(load, sources))
         self._params = list(members.values())
+        self.stored = self._params[0].dtype
         self._locals = [local(param) for param in self._params]
         self._states = [states[param] for param in self._params]
         for param, own, state in zip(self._params, self._locals, self._states, strict=True):
-            for name in program.names[1:]:
+            for name in names:
                 if not alike(local(state[name]), own):
                     state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
-            for name in program.scalars:
+            for name in scalars:
                 state[name] = state[name].to("cpu", torch.float32)
         # All counts are in one piece of memory, so that a step need not ask for the place of each.
         self._counts = array("f", [state["step"].item() for state in self._states])
@@ -61,11 +72,10 @@ class Table:
             state["step"] = count.detach()
         self._all_states = list(states.values())
         self._values = list(chain.from_iterable(map(dict.values, self._states)))
-        names = (*program.names[1:], *program.scalars)
         self._tensors = [
             tensor
             for param, state in zip(self._locals, self._states, strict=True)
-            for tensor in (param, *(local(state[name]) for name in names))
+            for tensor in (param, *(local(state[name]) for name in (*names, *scalars)))
         ]
         self._sharded = any(param is not own for param, own in zip(self._params, self._locals, strict=True))
         self._complex = self._params[0].is_complex()
@@ -73,7 +83,12 @@ class Table:
         # What the kernel takes for granted of the tensors, and the signs by which a step sees that it may not.
         self._forms = list(map(_form, self._tensors))
         self._pointers = list(map(Tensor.data_ptr, self._tensors))
+        self._row = 1 + len(names) + len(scalars)
         self._places = array("q", self._pointers)
+        if self._whole is not None:
+            for row in reversed(range(len(self._params))):
+                self._places.insert(row * self._row + self._whole, 0)
+            self._row += 1
         self._strides = [param.stride() for param in self._locals]
         self._grads: list[Any] = []  # from `look` to `step`
         self._grad_pointers: list[int] = []
@@ -150,12 +165,13 @@ class Table:
             return False
         return self._usual or list(map(_form, self._tensors)) == self._forms
 
-    def arguments(self, reals: "array[float]", wholes: "array[int]") -> tuple[Any, ...]:
-        """What `kernel` is called with for one step, with the gradients that were looked at; to be kept meanwhile.
-
-        Args:
-            reals, wholes: the numbers of the program's `reals` and `wholes`.
-        """
+    def begin(self, active: Active, known: Hyper) -> None:
+        """Take the numbers of one step: the stages with their hyper-parameters, and what else they name."""
+        self.active, self.known = active, known
+        self._at = 0
+        self._sums: list[Tensor] = []
+        self._wholes: list[Tensor] = []
+        self._numbers = _arrays(active, known)
         grads, self._grads = self._grads, []
         if not self._usual:
             grads = [resolved(local(grad)) for grad in grads]
@@ -164,21 +180,75 @@ class Table:
                 for grad, param in zip(grads, self._locals, strict=True)
             ]
             self._grad_pointers = list(map(Tensor.data_ptr, grads))
-        threads = torch.get_num_threads() if self._large else 1
-        pointers = array("q", self._grad_pointers)
-        places = self._places, self._counts, pointers, self._sizes, self._indices, self._layout_places
-        return grads, threads, *places, reals, wholes
+        self._stepped = grads  # kept until the step is done
+        self._grad_places = array("q", self._grad_pointers)
 
-    def kernel(self, grads: Sequence[Tensor], threads: int, *arrays: "array[Any]") -> None:
-        """Advance all parameters by one step: the compiled function alone."""
-        if self._function(len(grads), threads, *(array.buffer_info()[0] for array in arrays)):
-            raise MemoryError(f"there is no memory for a step of {len(grads)} parameters")
+    @property
+    def params(self) -> Sequence[Tensor]:
+        return self._params
 
-    def step(self, reals: "array[float]", wholes: "array[int]") -> None:
-        """Advance all parameters by one step; arguments as above."""
-        self.kernel(*self.arguments(reals, wholes))
+    @property
+    def step(self) -> Any:
+        return max(self._counts)
+
+    def know(self, scalars: Hyper, settled: bool) -> None:
+        self.known |= {(SETTLED + name if settled else name): float(value) for name, value in scalars.items()}
+        self._numbers = _arrays(self.active, self.known)
+
+    def sums(self, stage: Stage) -> Totals:
+        terms = [name for name, _ in self._programs[self._at].terms]
+        totals = torch.zeros(len(self._params), len(terms), dtype=torch.float64, device="cpu")
+        self._pass(totals)
+        return dict(zip(terms, totals.t(), strict=True))
+
+    def take(self, stage: Stage, sums: Totals) -> None:
+        self._sums += sums.values()
+
+    def matrix(self, stage: Stage) -> None:
+        assert self._whole is not None
+        self._wholes = [
+            torch.empty_like(own, dtype=torch.promote_types(own.dtype, torch.float32)) for own in self._locals
+        ]
+        self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
+        self._pass()
+        part = next(part for part in self.active if part.stage is stage)
+        for i, (param, state, grad) in enumerate(zip(self._params, self._states, self._stepped, strict=True)):
+            scalars = {name: state[name].item() for name in stage.scalars}
+            known = {**self.known, **scalars, "step": self._counts[i]}
+            self._wholes[i].copy_(apply_matrix(part, param, self._wholes[i], grad, state, known))
+
+    def finish(self) -> None:
+        self._pass()
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
+        self._wholes, self._stepped = [], []
+
+    def _pass(self, totals: Tensor | None = None) -> None:
+        """Go over memory once, as the next program says."""
+        threads = torch.get_num_threads() if self._large else 1
+        sums = torch.stack(self._sums, 1) if self._sums else None
+        places = self._places, self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
+        given = len(self._params), threads, *places, *self._numbers, sums, totals
+        self.kernel(self._functions[self._at], *given)
+        self._at += 1
+
+    def kernel(self, function: Callable[..., int], rows: int, threads: int, *arrays: Any) -> None:
+        """A pass over all parameters: the compiled function alone."""
+        if function(rows, threads, *map(_address, arrays)):
+            raise MemoryError(f"there is no memory for a step of {rows} parameters")
+
+
+def _address(numbers: Any) -> int:
+    if isinstance(numbers, array):
+        return int(numbers.buffer_info()[0])
+    return 0 if numbers is None else int(numbers.data_ptr())
+
+
+def _arrays(active: Active, known: Hyper) -> tuple["array[float]", "array[int]"]:
+    """The numbers of a program's `reals` and `wholes`."""
+    given = [value for _, value in numbers(active, known)]
+    reals, wholes = [x for x in given if isinstance(x, float)], [x for x in given if isinstance(x, int)]
+    return array("d", reals), array("q", wholes)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,300 @@
+r"""Muon: the momentum, orthogonalized (Jordan et al., 2024; Liu et al., 2025), and NorMuon (Li et al., 2025)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .adam import AdamDirection, Betas
+from .engine import Chain, Options, Partition, Place, Stage
+from .polar_express import Coefficients, polar_express
+from .weight_decay import DecoupledWeightDecay
+
+Method = Literal["newton_schulz", "polar_express", "exact"]
+Scale = Literal["original", "match_rms_adamw", "jordan", "moonlight"]
+Precision = Literal["auto", "bfloat16", "float32", "float64"]
+
+# Jordan's p(s) = a s + b s³ + c s⁵: as steep at 0 as can be, where values may end anywhere between 0.7 and 1.2.
+JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
+    """U p(S) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other, of S /
+    ‖S‖.
+
+    Args:
+        x: (rows, columns), or (matrices, rows, columns).
+        polynomials: (a, b, c) each, of a s + b s³ + c s⁵.
+        eps: the least ‖X‖ to divide by.
+    """
+    add = torch.addmm if x.dim() == 2 else torch.baddbmm
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:  # X Xᵀ is to be the smaller of the two
+        x = x.mT
+    # ‖X‖₂ ≤ ‖X‖_F = 1
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for a, b, c in polynomials:
+        # A = X Xᵀ
+        gram = x @ x.mT
+        # X ← a X + (b A + c A²) X   (with alpha=0, torch 2.13's baddbmm forgets beta in bfloat16)
+        even = add(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        x = add(x, even, x, beta=a)
+    return x.mT if tall else x
+
+
+def polar_factor(x: Tensor) -> Tensor:
+    """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
+    factor: Tensor = (u * seen.unsqueeze(-2)) @ vt
+    return factor
+
+
+def orthogonalized(
+    x: Tensor, method: str, coefficients: Coefficients, steps: int, eps: float, precision: str
+) -> Tensor:
+    """The nearest orthogonal matrix of a matrix, or of each of a stack, or about that."""
+    if precision != "auto":
+        x = x.to(getattr(torch, precision))
+    elif x.device.type != "cpu":  # which computes in bfloat16 some twenty times slower than in float32
+        x = x.bfloat16()
+    if method == "exact":
+        return polar_factor(x.float() if x.dtype == torch.bfloat16 else x)
+    return newton_schulz(x, polar_express(steps) if method == "polar_express" else [coefficients] * steps, eps)
+
+
+def split(x: Tensor, blocks: int) -> Tensor:
+    """A matrix, or of several blocks a stack, (blocks, rows / blocks, columns); raises `ValueError` for no such."""
+    if len(x) % blocks:
+        raise ValueError(f"{len(x)} rows are not blocks={blocks} matrices of as many rows each")
+    return x.reshape(blocks, -1, x.shape[1]) if blocks > 1 else x
+
+
+def factor(rows: int, columns: int, adjust_lr_fn: str) -> float:
+    """What torch multiplies the learning rate by, of a matrix that takes `columns` inputs to `rows` outputs."""
+    if adjust_lr_fn == "match_rms_adamw":
+        # An orthogonal matrix has an RMS of 1/√max(r, c), AdamW's step one of about 0.2
+        return 0.2 * math.sqrt(max(rows, columns))
+    # √max(1, r/c): the step changes outputs by as much (in RMS) as inputs of RMS 1, whatever the shape
+    return math.sqrt(max(1.0, rows / columns))
+
+
+class MuonDirection(Stage):
+    """The momentum's nearest orthogonal matrix (Jordan et al. 2024), times a factor of its shape."""
+
+    place = Place.DIRECTION
+    reach = "matrix"
+    ranges = {
+        "momentum": "[0, 1)",
+        "nesterov": "bool",
+        "ns_coefficients": "each (-inf, inf)",
+        "eps": "[0, inf)",
+        "ns_steps": "int [1, 100)",
+        "adjust_lr_fn": "original | match_rms_adamw",
+        "method": "newton_schulz | polar_express | exact",
+        "precision": "auto | bfloat16 | float32 | float64",
+        "blocks": "int [1, inf)",
+    }
+    state = ("momentum_buffer",)
+    velocity = state
+
+    def __init__(
+        self,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = JORDAN,
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: Scale | None = None,
+        method: Method = "newton_schulz",
+        precision: Precision = "auto",
+        blocks: int = 1,
+        **more: Any,
+    ) -> None:
+        super().__init__(
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+            method=method,
+            precision=precision,
+            blocks=blocks,
+            **more,
+        )
+
+    def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """As everywhere, and the scale by the name that torch has for it."""
+        hyper = super().plain(hyper)
+        if "adjust_lr_fn" in hyper:
+            names = {None: "original", "jordan": "original", "moonlight": "match_rms_adamw"}
+            hyper["adjust_lr_fn"] = names.get(hyper["adjust_lr_fn"], hyper["adjust_lr_fn"])
+        return hyper
+
+    def check(self, hyper: Mapping[str, Any], where: str = "") -> None:
+        super().check(hyper, where)
+        if len(hyper["ns_coefficients"]) != 3:
+            raise TypeError(f"ns_coefficients{where} must be three numbers, got {hyper['ns_coefficients']!r}")
+
+    def refuses(self, param: Tensor) -> str | None:
+        if param.dim() >= 2 and not param.is_complex():
+            return None
+        reason = "it is complex" if param.is_complex() else "it has fewer than two dimensions"
+        return (
+            f"{reason}; give it to AdamW, by direction='adamw' in its group: muon_groups(model) makes such groups"
+        )
+
+    @staticmethod
+    def update(grad: Tensor, momentum_buffer: Tensor, momentum: float, nesterov: bool) -> tuple[Tensor, Tensor]:
+        # m_t = μ m_{t−1} + (1 − μ) g_t
+        momentum_buffer = momentum * momentum_buffer + (1 - momentum) * grad
+        # u_t = m_t, or Nesterov's μ m_t + (1 − μ) g_t
+        direction = momentum * momentum_buffer + (1 - momentum) * grad if nesterov else momentum_buffer
+        return direction, momentum_buffer
+
+    @staticmethod
+    def matrix(
+        x: Tensor,
+        ns_coefficients: Coefficients,
+        eps: float,
+        ns_steps: int,
+        adjust_lr_fn: str,
+        method: str,
+        precision: str,
+        blocks: int,
+    ) -> Tensor:
+        # Of several matrices in one tensor (queries, keys and values), each is orthogonalized by itself.
+        stack = split(x, blocks)
+        # O_t = U Vᵀ, where u_t = U S Vᵀ
+        result = orthogonalized(stack, method, ns_coefficients, ns_steps, eps, precision)
+        # d_t = √max(1, r/c) O_t, or 0.2 √max(r, c) O_t
+        rows, columns = stack.shape[-2:]
+        return (factor(rows, columns, adjust_lr_fn) * result.to(x.dtype)).reshape(x.shape)
+
+
+class NorMuonDirection(MuonDirection):
+    """Muon's direction, with its rows brought to one size, on average over the steps (Li et al. 2025)."""
+
+    ranges = {**MuonDirection.ranges, "row_beta": "[0, 1)"}
+    matrices = ("row_exp_avg_sq",)
+
+    def __init__(self, row_beta: float = 0.95, **hyper: Any) -> None:
+        super().__init__(row_beta=row_beta, **hyper)
+
+    def initial(self, name: str, param: Tensor) -> Tensor:
+        if name not in self.matrices:
+            return super().initial(name, param)
+        return torch.zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
+
+    @staticmethod
+    def matrix(  # type: ignore[override]
+        x: Tensor,
+        row_exp_avg_sq: Tensor,
+        row_beta: float,
+        ns_coefficients: Coefficients,
+        eps: float,
+        ns_steps: int,
+        adjust_lr_fn: str,
+        method: str,
+        precision: str,
+        blocks: int,
+    ) -> tuple[Tensor, Tensor]:
+        result = MuonDirection.matrix(x, ns_coefficients, eps, ns_steps, adjust_lr_fn, method, precision, blocks)
+        # v_i ← β v_i + (1 − β) mean_j d_ij²
+        row_exp_avg_sq = row_beta * row_exp_avg_sq + (1 - row_beta) * (result**2).mean(1, keepdim=True)
+        # d̂_ij = d_ij / √v_i, and as long as it was: d̂ ← d̂ ‖d‖ / ‖d̂‖
+        stack = split(result, blocks)
+        scaled = (result / (row_exp_avg_sq.sqrt() + 1e-10)).reshape(stack.shape)
+        sizes = [each.norm(dim=(-2, -1), keepdim=True) for each in (stack, scaled)]
+        scaled = scaled * (sizes[0] / (sizes[1] + 1e-10))
+        return scaled.reshape(x.shape), row_exp_avg_sq
+
+
+class Muon(Chain):
+    r"""Muon, a drop-in replacement for `torch.optim.Muon` that steps the other parameters, too, by AdamW.
+
+    .. math:: m_t = \mu m_{t-1} + (1 - \mu) g_t, \qquad U S V^\top = \mu m_t + (1 - \mu) g_t, \qquad
+        \theta_t = \theta_{t-1} - \alpha_t \left( \sqrt{\max(1, r/c)}\; U V^\top + \lambda \theta_{t-1} \right)
+
+    for an r × c matrix: the step that goes down most, of all whose largest singular value is 1 (Jordan et al.
+    2024). :math:`U V^\top` is found by five steps of Newton and Schulz, with singular values between 0.7 and 1.2
+    for 1. Filters of convolutions are taken as matrices of (out, in × height × width), and by these has the factor
+    √(r/c) its meaning. (torch's documentation has the average as a sum; its code, and this, has the average.)
+
+    Muon is for matrices between hidden layers. Embeddings, the head, norms and biases go to AdamW, in parameter
+    groups with ``direction="adamw"`` and a learning rate, ``betas`` and an ``eps`` of their own:
+    :func:`optimizers.muon_groups` makes these groups of a model.
+
+    Args:
+        params: parameters, named parameters or parameter groups; all of two dimensions or more, but in groups with
+            ``direction="adamw"``.
+        lr: learning rate α, in [0, ∞); a number or a tensor of one element. The authors take 0.02.
+        weight_decay: λ, in [0, ∞).
+        momentum: μ, in [0, 1).
+        nesterov: average the gradient in once more, as above; else :math:`U S V^\top = m_t`.
+        ns_coefficients: (a, b, c) of Newton and Schulz's polynomial a s + b s³ + c s⁵.
+        eps: the least norm by which the momentum is divided, in [0, ∞). In groups for AdamW it is AdamW's ε, 1e-8
+            unless they say otherwise.
+        ns_steps: how often the polynomial is taken, in [1, 100).
+        adjust_lr_fn: ``"original"`` (or ``"jordan"``, or None) for the factor √max(1, r/c), ``"match_rms_adamw"``
+            (``"moonlight"``) for 0.2 √max(r, c), at which AdamW's learning rate and weight decay do (Liu et al.
+            2025).
+        method: ``"newton_schulz"``, ``"polar_express"``, which has a polynomial of its own for each step and ends
+            nearer to 1, from 0.001 on within 0.14 in five (Amsel et al. 2025), or ``"exact"``, by a singular value
+            decomposition.
+        precision: in what :math:`U V^\top` is computed: ``"bfloat16"`` as torch does everywhere, ``"float32"``,
+            ``"float64"``, or ``"auto"``: as the state is on CPUs, where bfloat16 is slow, and bfloat16 elsewhere.
+        blocks: the number of matrices, of as many rows each, that a parameter consists of: 3 for queries, keys and
+            values in one. Of a parameter group rather than of all.
+        row_beta: NorMuon's β, in [0, 1), for rows brought to one size by the average of their squares; None for
+            Muon.
+        betas: β₁ and β₂ of AdamW, in groups for it.
+        decay: ``"lr"`` for α_t λ θ as above, ``"schedule"`` for η_t λ θ as in the paper of AdamW.
+        options: as in :class:`optimizers.Chain`.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind or out of its range.
+        RuntimeError: (in `step`) a parameter is no matrix, or its rows are not that many blocks.
+
+    Example:
+        ``Muon(muon_groups(model, lr=0.02, adamw_lr=3e-4))``
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = JORDAN,
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: Scale | None = None,
+        *,
+        method: Method = "newton_schulz",
+        precision: Precision = "auto",
+        blocks: int = 1,
+        row_beta: float | None = None,
+        betas: Betas = (0.9, 0.95),
+        decay: Literal["lr", "schedule"] = "lr",
+        **options: Unpack[Options],
+    ) -> None:
+        given: dict[str, Any] = dict(
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+            method=method,
+            precision=precision,
+            blocks=blocks,
+        )
+        muon = MuonDirection(**given) if row_beta is None else NorMuonDirection(row_beta, **given)
+        stages = [Partition(muon=muon, adamw=AdamDirection(betas)), DecoupledWeightDecay(weight_decay, decay)]
+        super().__init__(params, stages, lr=lr, **options)

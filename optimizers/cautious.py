@@ -76,8 +76,9 @@ class Cautious(Stage):
         masked = torch.where(opposed(update, grad), 0 * update, update)
         if rescale == "mean":
             # s = 1 / max(mean [u_t g_t > 0], ε)
-            least = (1e-3 if eps is None else eps) * size
-            masked = masked * (size / select(moving > least, moving, least))
+            least = 1e-3 if eps is None else eps
+            share = moving / select(size > 0, size, 1.0)
+            masked = masked * (1 / select(share > least, share, least))
         elif rescale == "count":
             # s = n / (#{u_t g_t > 0} + ε)
             masked = masked * (size / (moving + (1.0 if eps is None else eps)))

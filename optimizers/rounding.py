@@ -50,9 +50,10 @@ class StochasticRounding(Stage):
     Section 3.1 of Gupta et al. (2015), for parameters in bfloat16 or float16: ε is the distance between the two
     numbers of that dtype next to x. Parameters in float32 and float64 stay as they are. The whole step is computed
     in float32, also eagerly. torchao's Adams round so, too (``bf16_stochastic_round``), but for numbers beyond the
-    largest finite one, which are rounded to nearest here. What is remembered, such as Lookahead's slow weights, is
-    rounded to nearest unless :class:`StateDtype` says otherwise. (Of processes that share memory without a lock,
-    each adds its change in the parameter's dtype, which rounds once more.)
+    largest finite one, which are rounded to nearest here. What is remembered, also of weights (Lookahead's slow
+    ones, Schedule-Free's z, averages), is rounded to nearest unless :class:`StateDtype` says otherwise. (Of
+    processes that share memory without a lock, each adds its change in the parameter's dtype, which rounds once
+    more.)
 
     Args:
         seed: a whole number in [0, 2⁶³); a draw is a function of it, the step, the coordinate and the parameter: of
@@ -139,7 +140,8 @@ class StateDtype(Stage):
     in whichever dtype is loaded into this one.
 
     Args:
-        dtype: ``torch.bfloat16`` or ``torch.float32``, or its name.
+        dtype: ``torch.bfloat16`` or ``torch.float32``, or its name. Another one that is set in a parameter group
+            later holds for what is first remembered, or loaded, from then on.
         seed: as of :class:`StochasticRounding`; the same one gives other bits here.
 
     Raises:

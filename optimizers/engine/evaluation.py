@@ -147,8 +147,11 @@ class Evaluation(Optimizer):
         self._settings.check_new(self.param_groups)
         for i, group in enumerate(self.param_groups):
             lr = rate(group)
-            # To read one on an accelerator would wait for the device; and what is remembered is read if lr changes.
-            if group["capturable"] or (isinstance(lr, float) and lr is self._rates.get(i)):
+            # To read a number on an accelerator would wait for the device.
+            if group["capturable"] or (isinstance(lr, Tensor) and lr.device.type != "cpu"):
+                continue
+            # What is remembered of the parameters is read where the rate may have changed.
+            if lr is self._rates.get(i) and not isinstance(lr, Tensor):
                 continue
             for stage, hyper, _ in self._active(group):
                 for state in (self.state[param] for param in group["params"] if param in self.state):
@@ -171,7 +174,7 @@ class Evaluation(Optimizer):
             )
         if self._lock_free or any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError(
-                f"{name} moves the parameters to and fro within a step: not with differentiable=True, nor after "
+                f"{name} moves the parameters away and back within a step: not with differentiable=True, nor after "
                 "share_memory(), when other processes step, too"
             )
 

@@ -162,6 +162,15 @@ def test_no_step_goes_up_the_gradient(fused):
 
 
 @pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rescale", ["mean", "count"])
+def test_an_empty_tensor_has_nothing_to_count(rescale, fused):
+    theta = torch.zeros(0, requires_grad=True)
+    optimizer = SGD([theta], momentum=0.9, extensions=[Cautious(rescale)], fused=fused)
+    theta.grad = torch.zeros(0)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
 def test_small_numbers_have_a_sign_and_nan_is_not_masked(fused):
     theta = torch.zeros(3, requires_grad=True)
     optimizer = SGD([theta], lr=1.0, momentum=0.9, extensions=[Cautious("none")], fused=fused)

@@ -342,6 +342,22 @@ def test_an_average_does_not_change_the_training(fused: bool) -> None:
     assert equal(*ends)
 
 
+@pytest.mark.parametrize("extensions", [("schedule-free", "sam"), ("ema", "sam"), ("lookahead",)], ids="+".join)
+def test_around_a_rule_of_whole_matrices_and_another_for_the_rest(extensions: tuple[str, ...]) -> None:
+    ends = []
+    for fused in (False, True):
+        params = parameters(torch.float64)
+        groups = [{"params": params[:1]}, {"params": params[1:], "direction": "adamw"}]
+        stages = [(NEW | POINTS)[name]() for name in extensions]
+        optimizer = optimizers.Muon(groups, lr=0.02, precision="float64", extensions=stages, fused=fused)
+        before = run(optimizer, params, range(5))
+        with optimizer.averaged():
+            assert not any(torch.equal(x, y) for x, y in zip(params, before, strict=True))
+            ends.append(before + values(params))
+        assert equal(params, before)
+    assert close(*ends, 1e-6)
+
+
 # ---------------------------------------------------------------------- what is refused
 
 

@@ -19,8 +19,8 @@ def test_the_list_has_every_named_optimizer() -> None:
     assert optimizers.list() == sorted(optimizers.list())
     assert {
         "adabelief", "adabound", "adaboundw", "adadelta", "adagrad", "adam", "adamax", "adamw", "ademamix", "adopt",
-        "aggmo", "amsbound", "amsboundw", "amsgrad", "lion", "nadam", "nadamw", "radam", "radamw", "rmsprop", "sgd",
-        "sgdw", "signum",
+        "aggmo", "amsbound", "amsboundw", "amsgrad", "lamb", "lion", "nadam", "nadamw", "prodigy", "radam",
+        "radamw", "rmsprop", "sgd", "sgdw", "signum",
     } <= set(optimizers.list())  # fmt: skip
 
 

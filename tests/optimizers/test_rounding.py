@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -405,6 +406,28 @@ def test_a_checkpoint_is_loaded_into_it() -> None:
         assert other.state[again]["exp_avg"].dtype == dtype
         assert torch.equal(other.state[again]["exp_avg"], exact.to(dtype))
         run(other, [again], range(3, 5))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_checkpoints_of_torch_and_of_distributed_training_are_taken_up() -> None:
+    (param,) = parameters(torch.float32, [(20, 3)])
+    theirs = torch.optim.Adam([param])
+    for t in range(3):
+        param.grad = gradient(t, 0, param)
+        theirs.step()
+    ours = Adam([again := nn.Parameter(param.detach().clone())], extensions=[StateDtype()])
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.state[again]["exp_avg"], theirs.state[param]["exp_avg"].bfloat16())
+    model = nn.Linear(3, 5).to(torch.bfloat16)
+    mix = [StateDtype(torch.float32), StochasticRounding()]
+    optimizer = Adam(params := list(model.parameters()), extensions=mix)
+    run(optimizer, params, range(3))
+    saved = copy.deepcopy(get_state_dict(model, optimizer))
+    other = nn.Linear(3, 5).to(torch.bfloat16)
+    resumed = Adam(others := list(other.parameters()), extensions=mix)
+    set_state_dict(other, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+    assert resumed.state[others[0]]["exp_avg"].dtype == torch.float32
+    assert same(run(resumed, others, range(3, 5)), run(optimizer, params, range(3, 5)))
 
 
 def test_groups_choose_their_own() -> None:

@@ -281,10 +281,10 @@ def test_what_others_see_meanwhile_does_not_move():
     params, _ = problem()
     optimizer = SGD([p.detach().clone().requires_grad_() for p in params], lr=0.1, extensions=[SAM()])
     optimizer.share_memory()
-    with pytest.raises(RuntimeError, match=r"SAM moves the parameters to and fro.*share_memory\(\)"):
+    with pytest.raises(RuntimeError, match=r"SAM moves the parameters away and back.*share_memory\(\)"):
         optimizer.step(lambda: 0.0)
     optimizer = SGD(params, lr=0.1, extensions=[SAM()], differentiable=True)
-    with pytest.raises(RuntimeError, match=r"SAM moves the parameters to and fro.*differentiable=True"):
+    with pytest.raises(RuntimeError, match=r"SAM moves the parameters away and back.*differentiable=True"):
         optimizer.step(lambda: 0.0)
 
 

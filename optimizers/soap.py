@@ -163,8 +163,8 @@ class Rotated(Stage):
         slices = [tensors]
         if x.dim() == 2 and x.numel() > SLICE:  # so that the rule's temporaries stay in the cache
             rows = max(1, SLICE // x.shape[1])
-            parts = zip(*(tensor.split(rows) for tensor in tensors.values()), strict=True)
-            slices = [dict(zip(tensors, each, strict=True)) for each in parts]
+            starts = range(0, len(x), rows)
+            slices = [{name: t[i : i + rows] for name, t in tensors.items()} for i in starts]
         results = []
         for each in slices:
             known = {**given, **dict.fromkeys(memory), **each, "memory": tuple(each[name] for name in names)}

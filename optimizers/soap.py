@@ -140,8 +140,9 @@ class Rotated(Stage):
             averaged(given["right_gram"], x.mT if x.dim() == 2 else x, beta, largest),
         ]
         bases = [eigenvectors(each)[1] for each in grams] if first else [given["left_basis"], given["right_basis"]]
-        direction = torch.zeros_like(x)
-        if step > 0:
+        if step < 1:
+            direction = torch.zeros_like(x)
+        else:
             # D_t = Q_L d(Q_Lᵀ G_t Q_R) Q_Rᵀ, where d is the inner direction
             inside = {**given, "step": step}
             if "param" in given:

@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
 from optimizers import (
+    MARS,
     SAM,
     Average,
+    Cautious,
     Chain,
     ClipNorm,
     GradientDropout,
@@ -41,10 +43,12 @@ EXTENSIONS: dict[str, tuple[Any, ...]] = {
     # ZeRO's optimizers see their own gradients only, of which there is no global norm.
     "unclipped": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2)),
     "schedule-free": (ScheduleFree(0.8, warmup_steps=2), SAM(0.1)),
+    "sums": (MARS(beta=0.5), Cautious()),
     "averaged": (Average(0.7), SAM(0.1), ClipNorm(0.5)),
 }
 CASES = [(name, mix) for name in optimizers.list() for mix in ("plain", "all")]
-CASES += [(name, "compiled") for name in ("adam", "nadam", "radamw", "sgdw")]
+CASES += [(name, "compiled") for name in ("adam", "lamb", "nadam", "prodigy", "radamw", "sgdw")]
+CASES += [("adamw", "sums")]
 CASES += [(name, mix) for name in ("adamw", "sgd") for mix in ("schedule-free", "averaged")]
 OTHERS = [("adam", "unclipped"), ("sgd", "unclipped")]  # for other ways of making optimizers
 

@@ -38,6 +38,7 @@ STEPS = 50
 LR = 0.05  # unless a row says otherwise
 
 Array = NDArray[np.float64]
+Shape = tuple[int, ...]  # of the parameter, six numbers in all
 Stepper = Callable[[Array, float], Array]  # (gradient, learning rate) -> the parameter after the step
 
 # ---------------------------------------------------------------- the problem
@@ -75,26 +76,28 @@ def distance(a: Array, b: Array) -> float:
 # ---------------------------------------------------------------- whoever makes a step
 
 
-def with_torch(make: Callable[[list[torch.Tensor], float], Optimizer], lr: float, scheduled: bool) -> Stepper:
+def with_torch(
+    make: Callable[[list[torch.Tensor], float], Optimizer], lr: float, scheduled: bool, shape: Shape
+) -> Stepper:
     """An optimizer of torch's kind, under torch's own scheduler."""
-    theta = torch.tensor(start(), requires_grad=True)
+    theta = torch.tensor(start().reshape(shape), requires_grad=True)
     optimizer = make([theta], lr)
     getattr(optimizer, "train", bool)()  # Schedule-Free's optimizers ask for it
     scheduler = LambdaLR(optimizer, multiplier if scheduled else lambda t: 1.0)
 
     def step(grad: Array, rate: float) -> Array:
-        theta.grad = torch.tensor(grad)
+        theta.grad = torch.tensor(grad.reshape(shape))
         optimizer.step()
         scheduler.step()
-        return theta.detach().numpy().copy()
+        return theta.detach().numpy().flatten()
 
     return step
 
 
-def ours(expression: str, lr: float, scheduled: bool) -> Stepper:
+def ours(expression: str, lr: float, scheduled: bool, shape: Shape) -> Stepper:
     """A class of this package, or of torch, as a row writes it, without parameters and learning rate."""
     make, settings = evaluated(expression)
-    return with_torch(lambda params, lr: make(params, lr=lr, **settings), lr, scheduled)
+    return with_torch(lambda params, lr: make(params, lr=lr, **settings), lr, scheduled, shape)
 
 
 def evaluated(expression: str, **names: Any) -> tuple[Any, dict[str, Any]]:
@@ -106,7 +109,7 @@ def evaluated(expression: str, **names: Any) -> tuple[Any, dict[str, Any]]:
     return eval(match[1], scope), eval(f"dict({match[2]})", scope)
 
 
-def theirs(call: str, lr: float, scheduled: bool) -> Stepper:
+def theirs(call: str, lr: float, scheduled: bool, shape: Shape) -> Stepper:
     """Another library's optimizer, as a row writes it: a call in which `params` and `lr` are to be filled in."""
     name = library_of(call)
     drive = {"optax": _optax, "keras": _keras, "tinygrad": _tinygrad}.get(name)
@@ -115,7 +118,7 @@ def theirs(call: str, lr: float, scheduled: bool) -> Stepper:
     def make(params: Any, lr: Any) -> Any:
         return eval(call, {"torch": torch, name: module, "params": params, "lr": lr})
 
-    return drive(module, make, lr, scheduled) if drive else with_torch(make, lr, scheduled)
+    return drive(module, make, lr, scheduled, shape) if drive else with_torch(make, lr, scheduled, shape)
 
 
 def library_of(call: str) -> str:
@@ -123,28 +126,28 @@ def library_of(call: str) -> str:
     return call.partition(".")[0]
 
 
-def _optax(optax: Any, make: Callable[..., Any], lr: float, scheduled: bool) -> Stepper:
+def _optax(optax: Any, make: Callable[..., Any], lr: float, scheduled: bool, shape: Shape) -> Stepper:
     import jax
 
     jax.config.update("jax_enable_x64", True)
     # Its optimizers take the learning rate as a function of the count, from 0.
     rates = jax.numpy.asarray([lr * multiplier(t) for t in range(STEPS)])
     rule = make(None, (lambda count: rates[count]) if scheduled else lr)
-    theta = jax.numpy.asarray(start())
+    theta = jax.numpy.asarray(start().reshape(shape))
     state = rule.init(theta)
     if isinstance(state, optax.LookaheadState):  # which has two sets of parameters
         theta = optax.LookaheadParams.init_synced(theta)
 
     def step(grad: Array, rate: float) -> Array:
         nonlocal theta, state
-        updates, state = rule.update(jax.numpy.asarray(grad), state, theta)
+        updates, state = rule.update(jax.numpy.asarray(grad.reshape(shape)), state, theta)
         theta = optax.apply_updates(theta, updates)
-        return np.asarray(getattr(theta, "fast", theta))
+        return np.asarray(getattr(theta, "fast", theta)).flatten()
 
     return step
 
 
-def _keras(keras: Any, make: Callable[..., Any], lr: float, scheduled: bool) -> Stepper:
+def _keras(keras: Any, make: Callable[..., Any], lr: float, scheduled: bool, shape: Shape) -> Stepper:
     keras.config.set_floatx("float64")
     theta = keras.Variable(start(), dtype="float64")
     optimizer = make(None, lr)
@@ -158,7 +161,7 @@ def _keras(keras: Any, make: Callable[..., Any], lr: float, scheduled: bool) -> 
     return step
 
 
-def _tinygrad(nn: Any, make: Callable[..., Any], lr: float, scheduled: bool) -> Stepper:
+def _tinygrad(nn: Any, make: Callable[..., Any], lr: float, scheduled: bool, shape: Shape) -> Stepper:
     import tinygrad
 
     tensor = partial(tinygrad.Tensor, dtype=tinygrad.dtypes.float64)
@@ -184,10 +187,11 @@ def comparisons() -> list[dict[str, Any]]:
     return [row for group in tables.values() for row in group]
 
 
-def measured(row: dict[str, Any], other: Callable[[float, bool], Stepper]) -> float:
-    """The distance between our side of a row and `other`, made for the row's learning rate and schedule."""
-    given = row.get("lr", LR), row.get("schedule", True)
-    return distance(path(partial(ours, row["ours"], *given), *given), path(partial(other, *given), *given))
+def measured(row: dict[str, Any], other: Callable[[float, bool, Shape], Stepper]) -> float:
+    """The distance between our side of a row and `other`, made for the row's learning rate, schedule and shape."""
+    given = row.get("lr", LR), row.get("schedule", True), tuple(row.get("shape", (6,)))
+    rate = given[:2]
+    return distance(path(partial(ours, row["ours"], *given), *rate), path(partial(other, *given), *rate))
 
 
 def holds(row: dict[str, Any], far: float) -> bool:
@@ -198,6 +202,7 @@ def holds(row: dict[str, Any], far: float) -> bool:
 def key(row: dict[str, Any], call: str) -> str:
     """The metric under which a row's distance from a library's own code is kept."""
     rate = "" if row.get("schedule", True) else " constant rate"
+    rate += " matrix" if "shape" in row else ""
     words = re.sub(r"\W+", "_", f"{row['ours']} {call.partition('.')[2]}{rate}").strip("_")
     return f"{library_of(call)}.{words}"
 

@@ -134,7 +134,8 @@ class Adafactor(Chain):
 
     :math:`R_t` and :math:`C_t` are averages of the means of :math:`g_t^2` over each row's columns and each column's
     rows: r + c numbers are kept of r × c. Vectors keep all of :math:`V_t`. Tensors of more than two dimensions are
-    taken as matrices, the first one against all others; torch takes the last two of each apart.
+    taken as matrices, the first one against all others; torch takes the last two of each apart, and its checkpoint
+    of such a tensor does not fit.
 
     torch's ``lr`` is the largest relative step, not a learning rate: after 1 / lr² steps all values give the same
     step, 1/√t. With ``relative_step=False`` it is a learning rate, as in Hugging Face's with a given ``lr``.

@@ -373,21 +373,114 @@ def reference_lookahead(theta, g, t, lr, eta, memory, momentum, k):
     return theta if t % (k + 1) == 0 else velocity_with_lr(theta, g, t, lr, eta, memory, momentum)
 
 
+def muon(
+    theta,
+    g,
+    t,
+    lr,
+    eta,
+    memory,
+    weight_decay=0.0,
+    bfloat16=False,
+    moonlight=False,
+    debias=False,
+    kernels=False,
+):
+    """Jordan et al. 2024: m = μ m + (1 − μ) g; θ (1 − α λ) − α s NS(μ m + (1 − μ) g), with s = √max(1, r/c).
+
+    optax: μ m / (1 − μᵗ⁺¹) + (1 − μ) g / (1 − μᵗ), and s = √max(1, c/r).
+    """
+    m = memory["m"] = 0.95 * memory.get("m", 0) + 0.05 * g
+    bias = (1 - 0.95 ** (t + 1), 1 - 0.95**t) if debias else (1, 1)
+    x = torch.tensor(0.95 * m / bias[0] + 0.05 * g / bias[1])
+    rows, columns = x.shape
+    x = x.bfloat16() if bfloat16 else x
+    x = x.T if rows > columns else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    x = (x.T if rows > columns else x).double().numpy()
+    ratio = columns / rows if kernels else rows / columns
+    scale = 0.2 * max(rows, columns) ** 0.5 if moonlight else max(1, ratio) ** 0.5
+    return (1 - lr * weight_decay) * theta - lr * scale * x
+
+
+def shampoo(theta, g, t, lr, eta, memory, weight_decay=0.0, every=1, eps=1e-6):
+    """Gupta et al. 2018, Algorithm 1: (ε + Σ G Gᵀ)^(−1/2k) on each of k sides; kozistr's: 0 until t = `every`."""
+    sides = [g.reshape(len(g), -1)] + ([g.T] if g.ndim == 2 else [])
+    direction = g.reshape(len(g), -1)
+    for i, x in enumerate(sides):
+        total = memory[f"total{i}"] = memory.get(f"total{i}", eps * np.eye(len(x))) + x @ x.T
+        if t % every == 0:
+            values, vectors = np.linalg.eigh(total)
+            memory[f"root{i}"] = (vectors * values ** (-1 / (2 * len(sides)))) @ vectors.T
+        root = memory.get(f"root{i}", np.zeros_like(total))
+        direction = root @ direction if i == 0 else direction @ root
+    return theta - lr * (direction.reshape(g.shape) + weight_decay * theta)
+
+
+def soap(theta, g, t, lr, eta, memory, weight_decay):
+    """Vyas et al. 2025, their code: Adam with ε̂ on Q_Lᵀ g Q_R, one step late; decay of the new weight."""
+    sides = [g, g.T] if g.ndim == 2 else []
+    grams = [0.95 * memory.get(f"gg{i}", 0) + 0.05 * x @ x.T for i, x in enumerate(sides)]
+    if t == 1:
+        bases = [np.linalg.eigh(gram)[1][:, ::-1] for gram in grams]
+        memory |= {"q": bases, "m": np.zeros_like(g), "v": np.zeros_like(g)}
+    else:
+        t -= 1
+        bases = memory["q"]
+
+        def turn(x, *turns):
+            return turns[0] @ x @ turns[1].T if turns else x
+
+        m = memory["m"] = 0.95 * memory["m"] + 0.05 * g  # in the parameter's own axes
+        v = memory["v"] = 0.95 * memory["v"] + 0.05 * turn(g, *(q.T for q in bases)) ** 2
+        rate = lr * np.sqrt(1 - 0.95**t) / (1 - 0.95**t)
+        theta = theta - rate * turn(turn(m, *(q.T for q in bases)) / (np.sqrt(v) + 1e-8), *bases)
+        theta = theta - lr * weight_decay * theta
+        if t % 10 == 0:
+            for i, (gram, q) in enumerate(zip(grams, bases, strict=True)):
+                order = np.argsort(-np.diag(q.T @ gram @ q))
+                memory["v"] = np.take(memory["v"], order, axis=i)
+                bases[i] = np.linalg.qr(gram @ q[:, order])[0]
+    memory |= {f"gg{i}": gram for i, gram in enumerate(grams)}
+    return theta
+
+
+def adafactor(theta, g, t, lr, eta, memory, relative=False, scaled=True, factored=True, d=1.0, momentum=0.0):
+    """Shazeer and Stern 2018, Algorithms 4 and 5; optax and timm: α is the learning rate."""
+    beta2 = 1 - t**-0.8
+    squared = g**2 + 1e-30
+    if g.ndim == 2 and factored:
+        r = memory["r"] = beta2 * memory.get("r", 0) + (1 - beta2) * squared.sum(1)
+        c = memory["c"] = beta2 * memory.get("c", 0) + (1 - beta2) * squared.sum(0)
+        v = np.outer(r, c) / r.sum()
+    else:
+        v = memory["v"] = beta2 * memory.get("v", 0) + (1 - beta2) * squared
+    u = g / np.sqrt(v)
+    u = u / max(1.0, np.sqrt((u**2).mean()) / d)
+    u = memory["m"] = momentum * memory.get("m", 0) + (1 - momentum) * u
+    rate = min(lr, t**-0.5) if relative else lr
+    return theta - rate * (max(1e-3, np.sqrt((theta**2).mean())) if scaled else 1.0) * u
+
+
 # ---------------------------------------------------------------- the comparisons
 
 
-def by_formula(row: dict[str, Any], lr: float, scheduled: bool) -> equality.Stepper:
+def by_formula(row: dict[str, Any], lr: float, scheduled: bool, shape: equality.Shape) -> equality.Stepper:
     """The other side of a row: torch's own class, or a formula."""
     if "formula" not in row:
-        return equality.ours(row["theirs"], lr, scheduled)
+        return equality.ours(row["theirs"], lr, scheduled, shape)
     rule, settings = equality.evaluated(row["formula"], **globals())
-    theta, t, memory = equality.start(), 0, {}
+    theta, t, memory = equality.start().reshape(shape), 0, {}
 
     def step(grad: Array, rate: float) -> Array:
         nonlocal theta, t
         t += 1
-        theta = rule(theta, grad, t, rate, equality.multiplier(t - 1) if scheduled else 1.0, memory, **settings)
-        return theta
+        eta = equality.multiplier(t - 1) if scheduled else 1.0
+        theta = rule(theta, grad.reshape(shape), t, rate, eta, memory, **settings)
+        return theta.flatten()
 
     return step
 
@@ -456,6 +549,31 @@ def centered_variance() -> None:
 
     assert torch.isnan(last(torch.optim.RMSprop)).any()
     assert torch.isfinite(last(optimizers.RMSprop)).all()
+
+
+def filters_and_vectors() -> None:
+    filters, vector = torch.ones(4, 2, 3, 3, requires_grad=True), parameter(1.0, 2.0)
+    with pytest.raises(ValueError, match="only supports 2D parameters"):
+        torch.optim.Muon([filters])
+    for param in (filters, vector):
+        param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match="MuonDirection cannot step a parameter of shape"):
+        optimizers.Muon([filters, vector]).step()
+    assert torch.equal(filters.detach(), torch.ones(4, 2, 3, 3))
+    optimizers.Muon([{"params": [filters]}, {"params": [vector], "direction": "adamw"}]).step()
+    assert (filters < 1).all()
+    assert (vector < parameter(1.0, 2.0)).all()
+
+
+def factored_filters() -> None:
+    kept = []
+    for kind in (torch.optim.Adafactor, optimizers.Adafactor):
+        filters = torch.ones(64, 64, 3, 3, requires_grad=True)
+        filters.grad = torch.ones_like(filters)
+        optimizer = kind([filters])
+        optimizer.step()
+        kept.append(sum(optimizer.state[filters][name].numel() for name in ("row_var", "col_var")))
+    assert kept == [24576, 640]
 
 
 def mu_product() -> None:

@@ -188,7 +188,7 @@ class NorMuonDirection(MuonDirection):
     def initial(self, name: str, param: Tensor) -> Tensor:
         if name not in self.matrices:
             return super().initial(name, param)
-        return torch.zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
+        return param.new_zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32))
 
     @staticmethod
     def matrix(  # type: ignore[override]

@@ -163,7 +163,7 @@ class Rotated(Stage):
         slices = [tensors]
         if x.dim() == 2 and x.numel() > SLICE:  # so that the rule's temporaries stay in the cache
             rows = max(1, SLICE // x.shape[1])
-            parts = zip(*(tensor.split(rows) for tensor in tensors.values()), strict=True)
+            parts = zip(*(torch.split(tensor, rows) for tensor in tensors.values()), strict=True)
             slices = [dict(zip(tensors, each, strict=True)) for each in parts]
         results = []
         for each in slices:

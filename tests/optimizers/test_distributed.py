@@ -75,12 +75,15 @@ def settings(name: str, mix: str, params: list[Any]) -> tuple[list[dict[str, Any
         options = {"max_precond_dim": 3}
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
     if name == "muon":  # vectors are AdamW's
-        rest = [(p[1] if isinstance(p, tuple) else p) for p in params[1:]]
-        matrices, vectors = ([p for p, q in zip(params[1:], rest) if (q.dim() < 2) is flat] for flat in (False, True))
+        flat = [(p[1] if isinstance(p, tuple) else p).dim() < 2 for p in params]
         groups[1:] = [
-            {"params": matrices, "weight_decay": 0.1},
-            {"params": vectors, "weight_decay": 0.1, "direction": "adamw"},
+            {
+                "params": [p for p, vector in zip(params[1:], flat[1:], strict=True) if not vector],
+                "weight_decay": 0.1,
+            },
+            {"params": [p for p, vector in zip(params[1:], flat[1:], strict=True) if vector], "weight_decay": 0.1},
         ]
+        groups[2]["direction"] = "adamw"
     return groups, {"lr": 0.05, "extensions": EXTENSIONS[mix], "fused": mix == "compiled", **options}
 
 

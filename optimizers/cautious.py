@@ -27,8 +27,8 @@ class Cautious(Stage):
     At an unchanged learning rate this is also a larger step: on noise alone its RMS is about 1.4 times the plain
     one. (So a control is the plain optimizer at 1.4 times the rate; ``rescale="none"`` is another.)
 
-    **With Muon** the mask comes after the orthogonalization and undoes it: singular values that were near 1 spread
-    over a factor of ten. With SOAP and Shampoo, too, it mixes the directions that they have told apart.
+    **With Muon** the mask comes after the orthogonalization and undoes it: the singular values of a 64 × 64 step,
+    at most 1.2 before, go up to 2. With SOAP and Shampoo, too, it mixes the directions that they have told apart.
 
     Args:
         rescale: s. ``"mean"`` divides by the share of coordinates that move, of which `eps` is the least that
@@ -57,7 +57,7 @@ class Cautious(Stage):
     def joined(self, chain: Sequence[Stage]) -> Stage:
         directions = [stage for stage in chain if stage.place is Place.DIRECTION]
         if not any(map(remembers_gradients, directions)):
-            names = " and ".join(map(repr, directions)) or "a chain without a direction"
+            names = " and ".join(type(stage).__name__ for stage in directions) or "a chain without a direction"
             raise ValueError(
                 f"Cautious moves the coordinates in which the step has the sign of the gradient, and with {names} "
                 "that is every one: it remembers no earlier gradients (no velocity). Give it momentum, or leave "

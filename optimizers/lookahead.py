@@ -61,12 +61,12 @@ class Lookahead(Stage):
 
     def joined(self, chain: Sequence[Stage]) -> Stage:
         stage = copy.copy(self)
-        stage.direction = "a chain without a direction"
-        for other in chain:
-            if other.place is Place.DIRECTION:
-                stage.direction = repr(other)
-                used = other.remembers(other.hyper) if other.applies(other.hyper) else ()
-                stage.velocity = tuple(name for name in other.velocity if name in used)
+        directions = [other for other in chain if other.place is Place.DIRECTION]  # several in a Partition
+        stage.direction = " and ".join(map(repr, directions)) or "a chain without a direction"
+        stage.velocity = ()
+        for other in directions:
+            used = other.remembers(other.hyper) if other.applies(other.hyper) else ()
+            stage.velocity += tuple(name for name in other.velocity if name in used)
         stage.check(stage.hyper)
         stage.state = ("slow_param", *(f"slow_{name}" for name in stage.velocity))
         return stage

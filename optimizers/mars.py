@@ -28,8 +28,8 @@ class MARS(Stage):
     The first step has nothing to compare with (θ_0 = θ_1 in the paper): c_1 = g_1, where the authors' code takes 0
     for g_0.
 
-    It comes after clipping, noise and gradient dropout, and before an L2 penalty. With momentum of SGD's kind the
-    clip is the more important half: what it is given never has a norm above 1.
+    It comes after clipping, noise and gradient dropout, and before an L2 penalty. What the direction is shown never
+    has a norm above 1, which matters to SGD more than to Adam.
 
     Args:
         gamma: γ, how much of the change counts, in [0, ∞); with 0 there is none, and with ``max_norm=math.inf``
@@ -61,7 +61,7 @@ class MARS(Stage):
         directions = [stage for stage in chain if stage.place is Place.DIRECTION]
         betas = {stage.hyper.get("betas", (stage.hyper.get("momentum"),))[0] for stage in directions}
         if len(betas) != 1 or None in betas:
-            names = " and ".join(map(repr, directions)) or "a chain without a direction"
+            names = " and ".join(type(stage).__name__ for stage in directions) or "a chain without a direction"
             raise ValueError(f"MARS takes its beta from the direction, but with {names} there is not one: give it")
         stage = copy.copy(self)
         stage.hyper = stage.hyper | {"beta": betas.pop()}

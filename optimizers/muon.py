@@ -22,8 +22,7 @@ JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
-    """U p(S) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other, of S /
-    ‖S‖.
+    """U p(S / ‖S‖) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other.
 
     Args:
         x: (rows, columns), or (matrices, rows, columns).
@@ -188,7 +187,7 @@ class NorMuonDirection(MuonDirection):
     def initial(self, name: str, param: Tensor) -> Tensor:
         if name not in self.matrices:
             return super().initial(name, param)
-        return torch.zeros((), dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
+        return param.new_zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32))
 
     @staticmethod
     def matrix(  # type: ignore[override]

@@ -260,7 +260,7 @@ class One:
         self._span = self._span._replace(sums={**self._span.sums, stage: known})
 
     def matrix(self, stage: Stage) -> None:
-        param, own = self._param, local(self._param)
+        own = local(self._param)
         whole = torch.empty_like(own, dtype=torch.promote_types(own.dtype, torch.float32))
         self._tensors = {**self._state, WHOLE: whole}
         self._advance(until=stage)

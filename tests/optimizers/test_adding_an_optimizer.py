@@ -71,7 +71,7 @@ else:
 
 
 def test_it_keeps_the_whole_contract(project: Path) -> None:
-    """The suite that every named optimizer passes, in every mix of extensions."""
+    """The suite that every named optimizer passes, with each extension and with all."""
     out = run(
         project,
         "-m",
@@ -87,7 +87,7 @@ def test_it_keeps_the_whole_contract(project: Path) -> None:
     )
     passed = re.search(r"(\d+) passed", out)
     assert passed is not None
-    assert int(passed[1]) >= 16 * 25
+    assert int(passed[1]) >= 8 * 25
     assert "failed" not in out
 
 

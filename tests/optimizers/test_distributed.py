@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import optimizers
 from optimizers import (
+    MARS,
     SAM,
     Average,
+    Cautious,
     Chain,
     ClipNorm,
     GradientDropout,
@@ -41,10 +43,12 @@ EXTENSIONS: dict[str, tuple[Any, ...]] = {
     # ZeRO's optimizers see their own gradients only, of which there is no global norm.
     "unclipped": (GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2)),
     "schedule-free": (ScheduleFree(0.8, warmup_steps=2), SAM(0.1)),
+    "sums": (MARS(beta=0.5), Cautious()),
     "averaged": (Average(0.7), SAM(0.1), ClipNorm(0.5)),
 }
 CASES = [(name, mix) for name in optimizers.list() for mix in ("plain", "all")]
-CASES += [(name, "compiled") for name in ("adam", "nadam", "radamw", "sgdw")]
+CASES += [(name, "compiled") for name in ("adam", "lamb", "nadam", "prodigy", "radamw", "sgdw")]
+CASES += [("adamw", "sums")]
 CASES += [(name, mix) for name in ("adamw", "sgd") for mix in ("schedule-free", "averaged")]
 OTHERS = [("adam", "unclipped"), ("sgd", "unclipped")]  # for other ways of making optimizers
 
@@ -71,12 +75,15 @@ def settings(name: str, mix: str, params: list[Any]) -> tuple[list[dict[str, Any
         options = {"max_precond_dim": 3}
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
     if name == "muon":  # vectors are AdamW's
-        rest = [(p[1] if isinstance(p, tuple) else p) for p in params[1:]]
-        matrices, vectors = ([p for p, q in zip(params[1:], rest) if (q.dim() < 2) is flat] for flat in (False, True))
+        flat = [(p[1] if isinstance(p, tuple) else p).dim() < 2 for p in params]
         groups[1:] = [
-            {"params": matrices, "weight_decay": 0.1},
-            {"params": vectors, "weight_decay": 0.1, "direction": "adamw"},
+            {
+                "params": [p for p, vector in zip(params[1:], flat[1:], strict=True) if not vector],
+                "weight_decay": 0.1,
+            },
+            {"params": [p for p, vector in zip(params[1:], flat[1:], strict=True) if vector], "weight_decay": 0.1},
         ]
+        groups[2]["direction"] = "adamw"
     return groups, {"lr": 0.05, "extensions": EXTENSIONS[mix], "fused": mix == "compiled", **options}
 
 

@@ -188,8 +188,8 @@ def test_nothing_of_ours_is_refused_and_the_generator_is_left_alone() -> None:
                 optimizers.GradientNoise(), optimizers.GradientDropout(), optimizers.LearningRateDropout(),
                 optimizers.Lookahead(2), optimizers.ClipNorm(1.0), optimizers.ClipValue(1.0),
             ]  # fmt: skip
-            param = nn.Parameter(torch.ones(3))
-            param.grad = torch.ones(3)
+            param = nn.Parameter(torch.ones(3, 2))
+            param.grad = torch.ones(3, 2)
             with torch.device(device):  # where a step must not look for its tensors
                 optimizers.create(name, [param], extensions=extensions, weight_decay=0.1).step()
     assert torch.equal(torch.get_rng_state(), before)

@@ -42,10 +42,21 @@ def sparse(grad: Tensor, rows: list[int]) -> Tensor:
     return torch.sparse_coo_tensor(torch.tensor([rows]), grad[rows], grad.shape, check_invariants=True)
 
 
+# Of the others' tensors, processes would change what one of them has just summed.
+FAR = ("adafactor", "lamb", "muon", "prodigy", "shampoo", "soap")
+ELEMENTWISE = [name for name in optimizers.list() if name not in FAR]
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_what_reaches_further_than_a_coordinate_is_not_shared(name: str) -> None:
+    with pytest.raises(ValueError, match=r"share_memory\(\) needs stages that are elementwise, .* is not"):
+        optimizers.create(name, parameters()).share_memory()
+
+
 # ---------------------------------------------------------------------- one process: the same steps
 
 
-@pytest.mark.parametrize("name", optimizers.list())
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_alone_it_steps_as_ever(name: str) -> None:
     """In shared memory one process makes the steps of an optimizer that is not shared, extensions included."""
     extensions = [GradientNoise(0.1), GradientDropout(0.8), LearningRateDropout(0.6), Lookahead(2), ClipNorm(1.0)]
@@ -66,7 +77,7 @@ def test_alone_it_steps_as_ever(name: str) -> None:
             assert torch.allclose(tensor, other.state[q][key], rtol=0, atol=1e-14), key
 
 
-@pytest.mark.parametrize("name", optimizers.list())
+@pytest.mark.parametrize("name", ELEMENTWISE)
 def test_sparse_rows_step_as_a_smaller_parameter_would(name: str) -> None:
     """Rows 1 and 3 step as they would alone; rows 0 and 2 stay bit for bit, and so does their state."""
     rows = [3, 1]

@@ -352,7 +352,9 @@ def test_a_group_has_the_defaults_of_its_direction() -> None:
 
 def test_wrong_directions_are_refused() -> None:
     params = parameters([(5,)])
-    with pytest.raises(ValueError, match=r"direction of parameter group 0 must be one of \['fast', 'slow'\], got 'x'"):
+    with pytest.raises(
+        ValueError, match=r"direction of parameter group 0 must be one of \['fast', 'slow'\], got 'x'"
+    ):
         partition([{"params": params, "direction": "x"}])
     with pytest.raises(ValueError, match="one direction, got AdamDirection and Momentum: a Partition"):
         Chain(params, [AdamDirection(), Momentum(0.9)], lr=0.1)

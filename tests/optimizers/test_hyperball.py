@@ -173,9 +173,9 @@ def test_wrong_values_are_refused():
 
 
 def test_a_group_that_decays_is_refused_before_anything_moves() -> None:
-    params = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    params = [torch.ones(2, 2, requires_grad=True) for _ in range(2)]
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
-    optimizer = optimizers.AdamW(groups, lr=0.1, weight_decay=0.0, extensions=[Hyperball()])
+    optimizer = AdamW(groups, lr=0.1, weight_decay=0.0, extensions=[Hyperball()])
     for param in params:
         param.grad = torch.ones(2, 2)
     match = "parameter group 1: DecoupledWeightDecay decays .* beside Hyperball, .*: set weight_decay=0"

@@ -131,7 +131,8 @@ class MuonDirection(Stage):
         hyper = super().plain(hyper)
         if "adjust_lr_fn" in hyper:
             names = {None: "original", "jordan": "original", "moonlight": "match_rms_adamw"}
-            hyper["adjust_lr_fn"] = names.get(hyper["adjust_lr_fn"], hyper["adjust_lr_fn"])
+            given = hyper["adjust_lr_fn"]
+            hyper["adjust_lr_fn"] = names.get(given, given) if given is None or isinstance(given, str) else given
         return hyper
 
     def check(self, hyper: Mapping[str, Any], where: str = "") -> None:

@@ -109,7 +109,9 @@ class _Tracing:
             )
             for stage, hyper, names in active
         ]
-        whole = any(part.stage.reach == "matrix" for part in active)
+        # What is on the way to the sums of one tensor is stored, so that less is read afterwards.
+        self._stores_early = not any(part.stage.reach in ("optimizer", "matrix") for part in active)
+        whole = any(part.stage.reach in ("tensor", "matrix")[not self._stores_early :] for part in active)
         self._names = (*(name for part in active for name in part.names), *([WHOLE] if whole else []))
         self._own = own_scalars(active)
         numbers = {name: self.recorder.input(name, torch.float64) for name in ("step", *self._own)}
@@ -138,7 +140,11 @@ class _Tracing:
                 known |= {name: self._known[name] for name in self._own}  # which are stored now
                 span = span._replace(since=stage)
                 continue
-            yield self._program(span, stage, terms=out)
+            early = self._stores_early
+            yield self._program(span, stage, self._stores(new, known) if early else {}, out)
+            if early:
+                known |= {name: self._known[name] for name in self._own}
+                span = span._replace(since=stage)
             sums = {term: self._sum(f"{type(stage).__name__}_{term}") for term in out}
             span = span._replace(sums={**span.sums, stage: sums})
             if stage.reach == "optimizer":

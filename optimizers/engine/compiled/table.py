@@ -103,6 +103,7 @@ class Table:
         self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
         self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE
+        self._all = range(len(self._params))
         self._blocks: list[range] = []  # of rows that are stepped together where a table makes its sums itself
 
     def look(self, grads: Gradients) -> None:
@@ -173,7 +174,7 @@ class Table:
         """Take the numbers of one step: the stages with their hyper-parameters, and what else they name."""
         self.active, self.known = active, known
         self._at = 0
-        self._sums: list[Tensor] = []
+        self._sums = torch.zeros(len(self._params), self._programs[0].width, dtype=torch.float64, device="cpu")
         self._wholes: list[Tensor] = []
         self._numbers = _arrays(active, known)
         grads, self._grads = self._grads, []
@@ -186,6 +187,16 @@ class Table:
             self._grad_pointers = list(map(Tensor.data_ptr, grads))
         self._stepped = grads  # kept until the step is done
         self._grad_places = array("q", self._grad_pointers)
+        self._threads = torch.get_num_threads() if self._large else 1
+        self._address()
+
+    def _address(self) -> None:
+        """Note where the functions' arguments are, and how many bytes of each stand for a row."""
+        rows = self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
+        places = self._places.buffer_info()[0], self._row * self._places.itemsize
+        sums = self._sums.data_ptr(), self._sums.shape[1] * self._sums.itemsize
+        per_row = ((each.buffer_info()[0], each.itemsize) for each in rows)
+        self._arguments = [places, *per_row, *((each.buffer_info()[0], 0) for each in self._numbers), sums]
 
     @property
     def alone(self) -> bool:
@@ -202,27 +213,28 @@ class Table:
     def know(self, scalars: Hyper, settled: bool) -> None:
         self.known |= {(SETTLED + name if settled else name): float(value) for name, value in scalars.items()}
         self._numbers = _arrays(self.active, self.known)
+        self._address()
 
     def sums(self, stage: Stage) -> Totals:
         if self._whole is not None and not self._wholes and stage.reach == "tensor":
             self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
             self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
-        return self._sum(range(len(self._params)))
-
-    def _sum(self, rows: range) -> Totals:
-        terms = [name for name, _ in self._programs[self._at].terms]
-        totals = torch.zeros(len(rows), len(terms), dtype=torch.float64, device="cpu")
-        self._pass(rows, totals)
-        return dict(zip(terms, totals.t(), strict=True))
+        program = self._programs[self._at]
+        self._pass(self._all)
+        columns = self._sums[:, len(program.sums) : len(program.sums) + len(program.terms)]
+        self._taken = dict(zip((name for name, _ in program.terms), columns.unbind(1), strict=True))
+        return self._taken
 
     def take(self, stage: Stage, sums: Totals) -> None:
-        self._sums += sums.values()
+        for name, column in self._taken.items():
+            if sums[name] is not column:
+                column.copy_(sums[name])
 
     def matrix(self, stage: Stage) -> None:
         assert self._whole is not None
         self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
         self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
-        self._pass(range(len(self._params)))
+        self._pass(self._all)
         part = next(part for part in self.active if part.stage is stage)
         for i, (param, state, grad) in enumerate(zip(self._params, self._states, self._stepped, strict=True)):
             scalars = {name: state[name].item() for name in stage.scalars}
@@ -230,28 +242,24 @@ class Table:
             self._wholes[i].copy_(apply_matrix(part, param, self._wholes[i], grad, state, known))
 
     def finish(self) -> None:
-        for rows in self._in_blocks() if self.alone and self._whole is not None else [range(len(self._params))]:
+        for rows in self._in_blocks() if self.alone and self._whole is not None else [self._all]:
             if self.alone:
-                self._at, self._sums = 0, []
-                while self._programs[self._at].terms:
-                    self._sums += self._sum(rows).values()
-            self._pass(rows)
+                self._at = 0
+            while self._at < len(self._programs):
+                self._pass(rows)
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
         self._wholes, self._stepped = [], []
 
-    def _pass(self, rows: range, totals: Tensor | None = None) -> None:
+    def _pass(self, rows: range) -> None:
         """Go over the memory of some parameters once, as the next program says."""
-        threads = torch.get_num_threads() if self._large else 1
-        sums = torch.stack(self._sums, 1) if self._sums else None
-        arrays = self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
-        given = (self._places, self._row), *((each, 1) for each in arrays), *((each, 0) for each in self._numbers)
-        self.kernel(self._functions[self._at], rows, threads, *given, (sums, 0), (totals, 0))
+        self.kernel(self._functions[self._at], rows)
         self._at += 1
 
     def _in_blocks(self) -> list[range]:
         """Rows for which one scratch suffices: as many small tensors as stay in the cache, or one large one."""
         if not self._blocks:
+            assert self._whole is not None
             self._blocks = blocks(self._sizes, _BLOCK)
             largest = max(sum(self._sizes[row] for row in rows) for rows in self._blocks)
             self._scratch = torch.empty(largest, dtype=self._wide, device="cpu")
@@ -262,21 +270,11 @@ class Table:
                     address += self._sizes[row] * self._scratch.itemsize
         return self._blocks
 
-    def kernel(self, function: Callable[..., int], rows: range, threads: int, *given: tuple[Any, int]) -> None:
-        """A pass over some parameters: the compiled function alone.
-
-        Args:
-            rows: of the table.
-            given: its arguments, each with how many of its numbers stand for a row.
-        """
-        if function(len(rows), threads, *(_address(numbers, rows.start * each) for numbers, each in given)):
+    def kernel(self, function: Callable[..., int], rows: range) -> None:
+        """A pass over some parameters: the compiled function alone."""
+        addresses = (address + rows.start * row for address, row in self._arguments)
+        if function(len(rows), self._threads, *addresses):
             raise MemoryError(f"there is no memory for a step of {len(rows)} parameters")
-
-
-def _address(numbers: Any, first: int) -> int:
-    if isinstance(numbers, array):
-        return int(numbers.buffer_info()[0]) + first * numbers.itemsize
-    return 0 if numbers is None else int(numbers.data_ptr())
 
 
 def _arrays(active: Active, known: Hyper) -> tuple["array[float]", "array[int]"]:

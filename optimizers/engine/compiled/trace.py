@@ -7,7 +7,7 @@ seeds) is an input of the program; whatever decides its form (which stages apply
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,7 @@ class Program:
     stores: tuple[tuple[str, Any], ...]  # (name of a tensor or scalar, value)
     sums: tuple[str, ...] = ()  # numbers given per parameter: the sums of earlier passes
     terms: tuple[tuple[str, Any], ...] = ()  # (name, value of a coordinate) of what is summed
+    width: int = 0  # of the sums of all passes
     counts: bool = True  # whether this pass is a step's first one, which counts it
     stage: Stage | None = (
         None  # of the terms, or behind whose `matrix` the next pass begins; None for a step's last
@@ -81,7 +82,8 @@ def trace(active: Active, known: Hyper, dtype: torch.dtype) -> tuple[Program, ..
     with torch.no_grad():
         try:
             with tracing.recorder:
-                return tuple(tracing.programs())
+                programs = list(tracing.programs())
+                return tuple(replace(program, width=len(programs[-1].sums)) for program in programs)
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 

@@ -177,7 +177,7 @@ def test_a_group_that_decays_is_refused_before_anything_moves() -> None:
     groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
     optimizer = AdamW(groups, lr=0.1, weight_decay=0.0, extensions=[Hyperball()])
     for param in params:
-        param.grad = torch.ones(2, 2)
+        param.grad = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
     match = "parameter group 1: DecoupledWeightDecay decays .* beside Hyperball, .*: set weight_decay=0"
     with pytest.raises(ValueError, match=match):
         optimizer.step()

@@ -90,7 +90,7 @@ def compiled_sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_eager_and_compiled_agree(name: str, extensions: Callable[[], list[Stage]]) -> None:
     ends = []
     # The last digit may decide a sign: in float32 it does, in one of 2 × 10⁵ steps of Signum. Small singular values
-    # of a momentum are enlarged up to 485 times by Muon. On its longer side, a matrix leaves SOAP's first basis open.
+    # of a momentum are enlarged up to 485 times by Muon. On its longer side a matrix leaves SOAP's basis open.
     dtype = torch.float64 if name in ("lion", "muon", "signum", "soap") else torch.float32
     options = {"max_precond_dim": 40} if name == "soap" else {}
     for fused in (False, True):

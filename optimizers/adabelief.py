@@ -1,11 +1,12 @@
 r"""AdaBelief (Zhuang et al., 2020)."""
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .adam import Betas, first_moment
+from .adam import Betas, first_moment, inverse_root
 from .engine import Chain, Options, Place, Stage
 from .weight_decay import by_group
 
@@ -35,6 +36,9 @@ class AdaBeliefDirection(Stage):
         exp_avg_hat = first_moment(grad, exp_avg, beta1, step, nesterov)
         # d_t = m̂_t / (√ŝ_t + ε)
         return exp_avg_hat / (exp_avg_var_hat.sqrt() + eps), exp_avg, exp_avg_var
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        return inverse_root(state["exp_avg_var"] / (1 - hyper["betas"][1] ** step), hyper["eps"])
 
 
 class AdaBelief(Chain):

@@ -1,11 +1,13 @@
 r"""Adagrad (Duchi, Hazan and Singer, 2011)."""
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .adam import inverse_root
 from .engine import Chain, Options, Place, Stage
 from .weight_decay import by_group
 
@@ -33,6 +35,9 @@ class AdagradDirection(Stage):
         sum = sum + grad**2
         # d_t = g_t / (√G_t + ε), and with torch's decay of the learning rate α_t = α / (1 + (t − 1) η)
         return grad / (sum.sqrt() + eps) / (1 + (step - 1) * lr_decay), sum
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        return inverse_root(state["sum"], hyper["eps"])
 
 
 class Adagrad(Chain):

@@ -50,6 +50,11 @@ def first_moment(grad: Tensor, exp_avg: Tensor, beta1: float, step: float, neste
     return average
 
 
+def inverse_root(v: Tensor, eps: float) -> Tensor:
+    """1 / (√v + ε), by which an average of gradients is multiplied."""
+    return 1 / (v.sqrt() + eps)
+
+
 class AdamDirection(Stage):
     """Adam's direction m̂_t / (√v̂_t + ε): Algorithm 1 of Kingma and Ba (2015), less the learning rate."""
 
@@ -90,6 +95,10 @@ class AdamDirection(Stage):
         exp_avg_sq_hat = largest / (1 - beta2**step)
         # d_t = m̂_t / (√v̂_t + ε)
         return exp_avg_hat / (exp_avg_sq_hat.sqrt() + eps), exp_avg, exp_avg_sq, max_exp_avg_sq
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        v = state["max_exp_avg_sq" if hyper["amsgrad"] else "exp_avg_sq"]
+        return inverse_root(v / (1 - hyper["betas"][1] ** step), hyper["eps"])
 
 
 class AdamaxDirection(Stage):

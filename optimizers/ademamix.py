@@ -7,6 +7,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .adam import inverse_root
 from .engine import Chain, Options, Place, Stage, select
 from .weight_decay import DecoupledWeightDecay
 
@@ -97,6 +98,9 @@ class AdEMAMixDirection(Stage):
         # d_t = (m̂₁ + α(t) m₂) / (√v̂ + ε)
         direction = (exp_avg_hat + share * exp_avg_slow) / (exp_avg_sq_hat.sqrt() + eps)
         return direction, exp_avg, exp_avg_slow, exp_avg_sq
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        return inverse_root(state["exp_avg_sq"] / (1 - hyper["betas"][1] ** step), hyper["eps"])
 
 
 class AdEMAMix(Chain):

@@ -1,12 +1,13 @@
 r"""AMSGrad (Reddi, Kale and Kumar, 2018), as the paper has it."""
 
-from typing import Unpack
+from collections.abc import Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .adam import Betas, moments, nesterov_average
+from .adam import Betas, inverse_root, moments, nesterov_average
 from .engine import Chain, Options, Place, Stage
 from .weight_decay import by_group
 
@@ -40,6 +41,9 @@ class AMSGradDirection(Stage):
         average = nesterov_average(grad, exp_avg, beta1, beta1) if nesterov else exp_avg
         # d_t = m_t / √v̂_t, and ε for a gradient that was always 0
         return average / (max_exp_avg_sq.sqrt() + eps), exp_avg, exp_avg_sq, max_exp_avg_sq
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        return inverse_root(state["max_exp_avg_sq"], hyper["eps"])
 
 
 class AMSGrad(Chain):

@@ -1,6 +1,7 @@
 r"""Gradient clipping, by value and by global norm (Pascanu, Mikolov and Bengio, 2013)."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,16 @@ class ClipNorm(Stage):
 
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         return bool(hyper["max_norm"] != math.inf)
+
+    def joined(self, chain: Sequence[Stage]) -> Stage:
+        for stage in chain:
+            if stage.scale_free:
+                warnings.warn(
+                    f"ClipNorm before {type(stage).__name__}: its step does not depend on the gradient's length, "
+                    "so that clipping a gradient only changes its weight among earlier ones",
+                    stacklevel=4,
+                )
+        return self
 
     def before(self, grads: Sequence[Tensor], hyper: Mapping[str, Any]) -> dict[str, Any]:
         real = [torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad for grad in grads]

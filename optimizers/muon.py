@@ -99,6 +99,7 @@ class MuonDirection(Stage):
     }
     state = ("momentum_buffer",)
     velocity = state
+    scale_free = True
 
     def __init__(
         self,
@@ -129,10 +130,9 @@ class MuonDirection(Stage):
     def plain(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """As everywhere, and the scale by the name that torch has for it."""
         hyper = super().plain(hyper)
-        if "adjust_lr_fn" in hyper:
-            names = {None: "original", "jordan": "original", "moonlight": "match_rms_adamw"}
-            given = hyper["adjust_lr_fn"]
-            hyper["adjust_lr_fn"] = names.get(given, given) if given is None or isinstance(given, str) else given
+        for word, name in (None, "original"), ("jordan", "original"), ("moonlight", "match_rms_adamw"):
+            if hyper.get("adjust_lr_fn", name) == word:
+                hyper["adjust_lr_fn"] = name
         return hyper
 
     def check(self, hyper: Mapping[str, Any], where: str = "") -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .adam import Betas, first_moment, moments, nesterov_average
+from .adam import Betas, first_moment, inverse_root, moments, nesterov_average
 from .engine import Chain, Options, Place, Stage
 from .weight_decay import DecoupledWeightDecay, by_group
 
@@ -61,6 +61,9 @@ class NAdamDirection(Stage):
         exp_avg_sq_hat = exp_avg_sq / (1 - beta2**step)
         # d_t = m̄_t / (√v̂_t + ε)
         return average / (exp_avg_sq_hat.sqrt() + eps), exp_avg, exp_avg_sq
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        return inverse_root(state["exp_avg_sq"] / (1 - hyper["betas"][1] ** step), hyper["eps"])
 
 
 class NAdam(Chain):

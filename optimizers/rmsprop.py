@@ -6,6 +6,7 @@ from typing import Any, Unpack
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .adam import inverse_root
 from .engine import Chain, Options, Place, Stage
 from .momentum import Momentum
 from .weight_decay import by_group
@@ -70,6 +71,12 @@ class RMSpropDirection(Stage):
             # b_t = μ b_{t−1} + d_t, and d_t + μ b_t with Nesterov's momentum
             direction, momentum_buffer = Momentum.update(direction, momentum_buffer, step, momentum, 0.0, nesterov)
         return direction, square_avg, grad_avg, momentum_buffer
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Tensor:
+        variance = state["square_avg"]
+        if hyper["centered"]:
+            variance = (variance - state["grad_avg"] ** 2).clamp(min=0)
+        return inverse_root(variance, hyper["eps"])
 
 
 class RMSprop(Chain):

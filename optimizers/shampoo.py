@@ -1,6 +1,7 @@
 r"""Shampoo: a matrix's gradient, whitened on both sides (Gupta, Koren and Singer, 2018)."""
 
-from typing import Literal, Unpack
+from collections.abc import Mapping
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -140,6 +141,11 @@ class ShampooDirection(Stage):
             # M_t = μ M_{t−1} + (1 − μ) D_t
             direction = momentum_buffer = momentum * momentum_buffer + (1 - momentum) * direction
         return direction, left, right, left_root, right_root, graft_exp_avg_sq, momentum_buffer
+
+    def preconditioner(
+        self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        return state["left_root"], state["right_root"]
 
 
 class Shampoo(Chain):

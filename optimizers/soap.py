@@ -191,6 +191,10 @@ class Rotated(Stage):
                 memory[name] = tensor[orders[0]][:, orders[1]]
         return bases, memory
 
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Any:
+        inner = self.inner.preconditioner(state, step - (not hyper["first_step"]), self._inner_hyper(hyper))
+        return None if inner is None else (state["left_basis"], inner, state["right_basis"])
+
 
 class DecayAfter(DecoupledWeightDecay):
     """Decay of the weight at which the step arrives; none at a first step that moves nothing: as in SOAP's code."""

@@ -114,6 +114,31 @@ class Evaluation(Optimizer):
         kept = any(TRAIN_POINT in known for known in self.state.values())
         self._evaluating = state.get("_evaluating", kept)
 
+    # ------------------------------------------------------------------ what can be read
+
+    def preconditioner(self, param: Tensor) -> Any:
+        """By what the direction has multiplied the gradient, or its average, of a parameter at its last step.
+
+        Its largest eigenvalue with the Hessian's is the sharpness that decides about stability.
+
+        Returns:
+            A tensor of the parameter's shape (of a complex one, with its parts as a last dimension), such as Adam's
+            1 / (√v̂_t + ε); of Shampoo the matrices (L^−p, R^−p), and of SOAP (Q_L, tensor, Q_R), where the tensor
+            is that of the direction inside, in this basis.
+
+        Raises:
+            ValueError: the parameter is not the optimizer's, or has made no step, or its direction has none.
+        """
+        name = type(self).__name__
+        for group in self.param_groups:
+            if any(param is each for each in group["params"]) and (known := self.state.get(param)):
+                state = {name: real(value) for name, value in known.items() if isinstance(value, Tensor)}
+                for stage, hyper, _ in self._active(group):
+                    if (found := stage.preconditioner(state, float(state["step"]), hyper)) is not None:
+                        return found
+                raise ValueError(f"{name} multiplies the gradient by nothing: it has no preconditioner")
+        raise ValueError(f"a parameter of shape {tuple(param.shape)} has made no step with this {name}")
+
     # ------------------------------------------------------------------ the gradient
 
     def _evaluate(self, closure: Callable[[], float] | None) -> float | None:

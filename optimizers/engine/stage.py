@@ -69,6 +69,8 @@ class Stage:
     shared: ClassVar[tuple[str, ...]] = ()
     #: hyper-parameters appear in `param_groups` under this prefix (so that extensions cannot clash)
     prefix: ClassVar[str] = ""
+    #: True for a direction that a factor on all gradients does not change
+    scale_free: ClassVar[bool] = False
     #: True for a direction whose result already contains the learning rate
     includes_lr: ClassVar[bool] = False
     #: what it makes of a sparse gradient (an embedding's): "entries" where a gradient of 0 leaves a coordinate, and
@@ -191,6 +193,10 @@ class Stage:
 
     def refuses_lr(self, lr: float, state: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> str | None:
         """Why a parameter cannot be stepped at this learning rate; asked before anything moves."""
+        return None
+
+    def preconditioner(self, state: Mapping[str, Tensor], step: float, hyper: Mapping[str, Any]) -> Any:
+        """By what a direction multiplies the gradient, or its average, as of the last step; None if by nothing."""
         return None
 
     def joined(self, chain: Sequence["Stage"]) -> "Stage":

@@ -5,7 +5,7 @@ They have a plan and a record of their own: `python -m benchmarks.step_time --mo
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ BY_MEMORY: dict[str, Rule] = {
     ),
     "prodigy": Rule(
         "Prodigy",
-        4 + 10,
+        4 + 9,
         ours.Prodigy,
         peers={"prodigyopt": lambda module, params: module.Prodigy(params), **both("Prodigy")},
     ),
@@ -123,10 +123,11 @@ def muon(params: Sequence[Tensor], **options: Any) -> Optimizer:
     return ours.Muon(groups, **options)
 
 
-def _single_precision(function: Callable[..., Any]) -> None:
+def _single_precision(function: FunctionType) -> None:
     """Make a library's Newton-Schulz compute in float32, as ours does on a CPU: none of them has a switch."""
     short = (torch.bfloat16, torch.float16)
-    function.__defaults__ = tuple(torch.float32 if value in short else value for value in function.__defaults__)  # type: ignore[attr-defined]
+    given = function.__defaults__ or ()
+    function.__defaults__ = tuple(torch.float32 if value in short else value for value in given)
 
 
 def _kozistr_muon(module: Any, params: Sequence[Tensor], method: str) -> Any:

@@ -40,8 +40,8 @@ def gpt2() -> list[Shape]:
 
 
 def attention() -> list[Shape]:
-    """One layer of GPT-2 small's attention, for rules whose products of matrices would take a minute for all twelve:
-    4 tensors, 2,362,368 values.
+    """One layer of GPT-2 small's attention, for rules whose products of matrices take long: 4 tensors, 2,362,368
+    values.
     """
     width = 768
     return [(width, 3 * width), (3 * width,), (width, width), (width,)]

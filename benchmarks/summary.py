@@ -109,7 +109,7 @@ def compiled_table(record: Record, shapes: str, setting: str, titles: Mapping[st
 
 
 def peers_table(record: Record, shapes: str, setting: str, titles: Mapping[str, str]) -> str:
-    """Our fused step beside the fastest of everybody else's, rule by rule, as a table in Markdown; "" without any."""
+    """Our fused step beside the fastest of all others', rule by rule, as a table in Markdown; "" without any."""
     rows = []
     for rule in record.metrics.get(shapes, {}).get(setting, {}):
         place = f"{shapes}.{setting}.{rule}"
@@ -129,7 +129,8 @@ def peers_table(record: Record, shapes: str, setting: str, titles: Mapping[str, 
 
 def value_of(record: Record, key: str) -> Any:
     """A metric, or None where it was not measured."""
-    return record.get(key) if key in record.keys() else None
+    known = record.keys()
+    return record.get(key) if key in known else None
 
 
 def quartiles(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:

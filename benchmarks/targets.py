@@ -122,7 +122,11 @@ MODERN_TARGETS = (
     _at_most(f"Muon in float32, {_LAYER}: time ÷ others' best", "attention.{}.muon.ours_fused.over_peer", 1),
     _at_most(f"SOAP, {_LAYER}: time ÷ others' best", "attention.{}.soap.ours_fused.over_peer", 0.7),
     *(
-        _at_most(f"{MODERN[mix].title}: time ÷ {MODERN[rule].title}'s", f"attention.{{}}.{mix}.ours_fused.over_plain", 1.05)
+        _at_most(
+            f"{MODERN[mix].title}: time ÷ {MODERN[rule].title}'s",
+            f"attention.{{}}.{mix}.ours_fused.over_plain",
+            1.05,
+        )
         for mix, rule in (("muon_average", "muon"), ("soap_average", "soap"))
     ),
 )

@@ -72,7 +72,8 @@ def _compiled(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step
 def _kernel(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step:
     """The compiled kernel alone, called as the last step called it: no Python, no gathering of addresses."""
     optimizer = build(list(params))
-    optimizer.step()
+    for _ in range(2):  # after the first step some state is another tensor, and the tables are made anew
+        optimizer.step()
     tables = [table for fused in getattr(optimizer, "_fused", {}).values() for table in fused.tables]
     if not tables:
         raise Skip("its step is not compiled here")

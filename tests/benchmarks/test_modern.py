@@ -102,6 +102,15 @@ def test_the_plan_has_every_library_that_a_rule_names() -> None:
     assert all(any(name in AFTER_2019.rules_on(shapes) for shapes in AFTER_2019.shapes) for name in MODERN)
 
 
+@pytest.mark.parametrize("name", [name for name in BY_MEMORY if name != "adafactor"])
+def test_the_kernel_alone_moves_every_parameter(name: str) -> None:
+    params = parameters()
+    kernel = candidates.of(MODERN[name])["ours_kernel"](params)
+    before = [p.detach().clone() for p in params]
+    kernel()
+    assert all(not torch.equal(p, old) for p, old in zip(params, before, strict=True))
+
+
 def test_a_kernel_is_not_taken_for_the_step_around_it() -> None:
     """Between Muon's passes over memory is what takes it its time."""
     with pytest.raises(candidates.Skip, match="between its kernels are products of matrices"):

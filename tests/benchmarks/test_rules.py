@@ -104,7 +104,7 @@ def test_the_kernel_alone_takes_the_same_steps() -> None:
     alone, whole = parameters(), parameters()
     kernel = candidates.of(RULES["adamw"])["ours_kernel"](alone)
     step = candidates.of(RULES["adamw"])["ours_fused"](whole)
-    for _ in range(2):  # what the kernel's builder has taken already
+    for _ in range(3):  # what the kernel's builder has taken already
         step()
     for _ in range(5):
         kernel()

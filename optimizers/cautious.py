@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .engine import Place, Stage, select
-from .weight_decay import refuse_decay
+from .weight_decay import no_decay
 
 
 def opposed(a: Tensor, b: Tensor) -> Tensor:
@@ -128,9 +128,8 @@ class CautiousWeightDecay(Stage):
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         return bool(hyper["weight_decay"] != 0)
 
-    def joined(self, chain: Sequence[Stage]) -> Stage:
-        refuse_decay(self, chain, "which decays in its place")
-        return self
+    def refuses_beside(self, others: Sequence[tuple[Stage, Mapping[str, Any]]]) -> str | None:
+        return no_decay(self, others, "which decays in its place")
 
     @staticmethod
     def update(update: Tensor, param: Tensor, lr: float, weight_decay: float) -> Tensor:

@@ -218,7 +218,7 @@ def _is_matrix(param: Tensor, owners: Owners) -> bool:
         if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
             return False
     filters = any(isinstance(module, CONVOLUTIONS) for _, module, _ in owners)
-    return (param.dim() == 2 or filters) and min(len(param), param[0].numel()) > 1
+    return (param.dim() == 2 or filters) and min(len(param), param.shape[1:].numel()) > 1
 
 
 def _blocks(param: Tensor, owners: Owners, split_qkv: bool) -> int:
@@ -229,5 +229,5 @@ def _blocks(param: Tensor, owners: Owners, split_qkv: bool) -> int:
     if isinstance(module, nn.RNNBase) and "_hr_" not in name:  # but for an LSTM's projection
         return GATES.get(module.mode, 1)
     called = {name.lower(), _own(path)} if name == "weight" else {name.lower()}
-    fused = [n for n, names in FUSED.items() if called & names and len(param) == n * param[0].numel()]
+    fused = [n for n, names in FUSED.items() if called & names and len(param) == n * param.shape[1:].numel()]
     return fused[0] if fused and split_qkv else 1

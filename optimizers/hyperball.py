@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from .engine import Place, Stage, select
-from .weight_decay import refuse_decay
+from .weight_decay import no_decay
 
 
 class Hyperball(Stage):
@@ -45,9 +45,8 @@ class Hyperball(Stage):
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         return bool(hyper["hyperball"])
 
-    def joined(self, chain: Sequence[Stage]) -> Stage:
-        refuse_decay(self, chain, "which keeps the norm that decay would change")
-        return self
+    def refuses_beside(self, others: Sequence[tuple[Stage, Mapping[str, Any]]]) -> str | None:
+        return no_decay(self, others, "which keeps the norm that decay would change")
 
     def refuses(self, param: Tensor) -> str | None:
         if param.dim() > 1:

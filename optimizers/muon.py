@@ -22,8 +22,7 @@ JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
-    """U p(S) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other, of S /
-    ‖S‖.
+    """U p(S / ‖S‖) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other.
 
     Args:
         x: (rows, columns), or (matrices, rows, columns).
@@ -132,7 +131,8 @@ class MuonDirection(Stage):
         hyper = super().plain(hyper)
         if "adjust_lr_fn" in hyper:
             names = {None: "original", "jordan": "original", "moonlight": "match_rms_adamw"}
-            hyper["adjust_lr_fn"] = names.get(hyper["adjust_lr_fn"], hyper["adjust_lr_fn"])
+            given = hyper["adjust_lr_fn"]
+            hyper["adjust_lr_fn"] = names.get(given, given) if given is None or isinstance(given, str) else given
         return hyper
 
     def check(self, hyper: Mapping[str, Any], where: str = "") -> None:

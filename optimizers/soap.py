@@ -140,8 +140,9 @@ class Rotated(Stage):
             averaged(given["right_gram"], x.mT if x.dim() == 2 else x, beta, largest),
         ]
         bases = [eigenvectors(each)[1] for each in grams] if first else [given["left_basis"], given["right_basis"]]
-        direction = torch.zeros_like(x)
-        if step > 0:
+        if step < 1:
+            direction = torch.zeros_like(x)
+        else:
             # D_t = Q_L d(Q_Lᵀ G_t Q_R) Q_Rᵀ, where d is the inner direction
             inside = {**given, "step": step}
             if "param" in given:
@@ -163,8 +164,8 @@ class Rotated(Stage):
         slices = [tensors]
         if x.dim() == 2 and x.numel() > SLICE:  # so that the rule's temporaries stay in the cache
             rows = max(1, SLICE // x.shape[1])
-            parts = zip(*(torch.split(tensor, rows) for tensor in tensors.values()), strict=True)
-            slices = [dict(zip(tensors, each, strict=True)) for each in parts]
+            starts = range(0, len(x), rows)
+            slices = [{name: t[i : i + rows] for name, t in tensors.items()} for i in starts]
         results = []
         for each in slices:
             known = {**given, **dict.fromkeys(memory), **each, "memory": tuple(each[name] for name in names)}

@@ -89,15 +89,12 @@ def by_group(weight_decay: float, decoupled_weight_decay: bool) -> list[Stage]:
     return [L2ByGroup(weight_decay, decoupled_weight_decay), DecoupledByGroup(weight_decay, decoupled_weight_decay)]
 
 
-def refuse_decay(stage: Stage, chain: Sequence[Stage], reason: str) -> None:
-    """Raise where a chain decays weights, by whatever other stage, and `stage` cannot have that.
-
-    Raises:
-        ValueError: names both, and the reason: what `stage` does.
-    """
-    for other in chain:
-        if other is not stage and other.hyper.get("weight_decay", 0) != 0 and other.applies(other.hyper):
-            raise ValueError(
-                f"{type(other).__name__} decays (weight_decay={other.hyper['weight_decay']!r}) beside "
+def no_decay(stage: Stage, others: Sequence[tuple[Stage, Mapping[str, Any]]], reason: str) -> str | None:
+    """Why `stage`, because of what it does, cannot be beside one that decays weights, if there is one."""
+    for other, hyper in others:
+        if hyper.get("weight_decay", 0) != 0:
+            return (
+                f"{type(other).__name__} decays (weight_decay={hyper['weight_decay']!r}) beside "
                 f"{type(stage).__name__}, {reason}: set weight_decay=0"
             )
+    return None

@@ -1,7 +1,7 @@
 """How stages fit together: their order, and the mixes that have no meaning."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -63,10 +63,21 @@ def in_order(stages: Iterable[Stage]) -> tuple[Stage, ...]:
                     "its own, to be set by its arguments"
                 )
     joined = tuple(stage.joined(chain) for stage in chain)
+    # (Which of several directions a parameter group has is known at its first step.)
+    refuse_neighbours(
+        [(stage, stage.hyper) for stage in joined if stage.route is None and stage.applies(stage.hyper)]
+    )
     points = [type(stage).__name__ for stage in joined if has_point(stage)]
     if len(points) > 1:
         raise ValueError(f"{' and '.join(points)} each say where to evaluate: a chain has one such stage, use one")
     return joined
+
+
+def refuse_neighbours(stages: Sequence[tuple[Stage, Mapping[str, Any]]], where: str = "") -> None:
+    """Raise ValueError where a stage cannot be beside another at their settings."""
+    for pair in stages:
+        if reason := pair[0].refuses_beside([other for other in stages if other is not pair]):
+            raise ValueError(where + reason)
 
 
 def refuse_clashes(stages: Iterable[Stage], taken: Iterable[str]) -> None:

@@ -28,14 +28,14 @@ class Part(NamedTuple):
 
 
 Active = Sequence[Part]  # in the order of their places
-WHOLE = "whole"  # the name, among the state tensors, of what a stage's `matrix` takes and returns
+WHOLE = "whole"  # the name, among the state tensors, of what is handed from one part of a step to the next
 
 
 class Span(NamedTuple):
     """The part of a chain that is gone through at once."""
 
     sums: Mapping[Stage, Mapping[str, Any]] = MappingProxyType({})  # those that are known, by stage and term
-    since: Stage | None = None  # begin behind this one's `matrix`, with what that has returned
+    since: Stage | None = None  # begin with this one, or behind its `matrix`, with what goes in or that returned
     until: Stage | None = None  # end with the terms of this one, or in front of its `matrix`
 
 
@@ -62,7 +62,8 @@ def advance(
         state: the stages' tensors, of the same shape.
         known: ``lr``, ``step``, ``maximize``, ``stored`` and whatever else the stages' signatures name.
         span: where in the chain to begin and to end. At a stage whose terms are wanted, they are returned in the
-            parameter's place; in front of a stage's `matrix`, what it is to be given.
+            parameter's place, and what goes into it is ``state[WHOLE]``; in front of a stage's `matrix`, what it is
+            to be given.
     """
     sums, since, until = span
     state = dict(state)
@@ -81,12 +82,14 @@ def advance(
         for stage, hyper, names in active:
             if stage.place is not place:
                 continue
+            if stage is since and "terms" in stage.asks:
+                flows = True
             if flows:
                 given: Hyper = {"param": param, "grad": grad, **known, **hyper}
                 given |= {**dict.fromkeys(stage.state), **state}
                 given |= {"memory": tuple(state[name] for name in names), **sums.get(stage, {})}
                 if stage is until and "terms" in stage.asks:
-                    return stage.call("terms", x, given), state
+                    return stage.call("terms", x, given), state | {WHOLE: x}
                 out = stage.call("update", x, given)
                 x, *new = out if stage.state else (out,)
                 state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))

@@ -2,7 +2,8 @@
 
 A worker steps some parameters, in one or several goes. In front of a stage that asks for sums over a tensor, all
 workers add up its terms; where it asks for a whole matrix, they come up to it, and begin anew with what it returns.
-What was computed on the way to sums is computed again behind them, and nothing is written before all are known.
+What was computed on the way to sums is computed again behind them, and nothing is written before all are known; but
+a compiled step whose sums are of one tensor each goes through its tensors one by one, and keeps what it has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,10 @@ class Worker(Protocol):
 
     active: Active
     known: Hyper
+
+    @property
+    def alone(self) -> bool:
+        """Whether it makes its sums itself, in `finish`, as they concern no other worker and no other process."""
 
     @property
     def params(self) -> Sequence[Tensor]:
@@ -78,7 +83,7 @@ def run(stages: Sequence[Stage], workers: Sequence[Worker], states: States) -> N
                 if [part.stage for part in worker.active if part.stage.reach != "element"][-1] is stage:
                     worker.finish()  # what it holds of the matrix is not needed any longer
                     finished.add(id(worker))
-        elif concerned:
+        elif concerned := [worker for worker in concerned if not worker.alone]:
             _sum(stage, concerned, states)
     for worker in workers:
         if id(worker) not in finished:
@@ -220,6 +225,8 @@ class One:
             "stored": param.dtype,
             "maximize": group["maximize"],
         }
+
+    alone = False
 
     @property
     def params(self) -> Sequence[Tensor]:

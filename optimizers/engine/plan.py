@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from .compiled import FusedStep
+from .composition import refuse_neighbours
 from .eager import Active, Hyper
 from .elementwise import prove
 from .identity import Indexed, Indices
@@ -51,7 +52,7 @@ class Plan:
 
         Raises:
             RuntimeError: a parameter, a gradient or the state cannot be stepped (see `tensors.check`).
-            ValueError: a stage is not elementwise.
+            ValueError: a stage is not elementwise, or cannot be with another at a group's settings.
         """
         held = {i for i, step in compiled.items() if step.holds(groups[i]["params"], states, grads)}
         members = [
@@ -63,7 +64,8 @@ class Plan:
             _check(params.values(), active, states, grads, lock_free)
         shared = _shared(groups, actives, grads)
         if actives != self._proven:
-            for group, active in zip(groups, actives, strict=True):
+            for i, (group, active) in enumerate(zip(groups, actives, strict=True)):
+                refuse_neighbours([(stage, hyper) for stage, hyper, _ in active], f"parameter group {i}: ")
                 known = {"lr": rate(group), "schedule": schedule(group), "maximize": group["maximize"]}
                 prove(active, {**shared, **known})
             self._proven = actives

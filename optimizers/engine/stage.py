@@ -156,6 +156,10 @@ class Stage:
         """Why a parameter cannot be stepped, if it cannot: said before anything moves."""
         return "a matrix of complex numbers" if self.reach == "matrix" and param.is_complex() else None
 
+    def refuses_beside(self, others: Sequence[tuple["Stage", Mapping[str, Any]]]) -> str | None:
+        """Why it cannot be with these stages at their settings: said when the optimizer is made, and of groups."""
+        return None
+
     def initial(self, name: str, param: Tensor) -> Tensor:
         """The state tensor `name` before the first step: shape, dtype and device of `param`.
 

@@ -170,3 +170,18 @@ def test_wrong_values_are_refused():
         Hyperball(2)
     with pytest.raises(TypeError, match="hyperball of parameter group 1 must be True or False"):
         SGD([{"params": torch.ones(1)}, {"params": torch.ones(1), "hyperball": "no"}], extensions=[Hyperball()])
+
+
+def test_a_group_that_decays_is_refused_before_anything_moves() -> None:
+    params = [torch.ones(2, 2, requires_grad=True) for _ in range(2)]
+    groups = [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.1}]
+    optimizer = AdamW(groups, lr=0.1, weight_decay=0.0, extensions=[Hyperball()])
+    for param in params:
+        param.grad = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    match = "parameter group 1: DecoupledWeightDecay decays .* beside Hyperball, .*: set weight_decay=0"
+    with pytest.raises(ValueError, match=match):
+        optimizer.step()
+    assert all(torch.equal(param, torch.ones(2, 2)) for param in params)
+    optimizer.param_groups[1]["hyperball"] = False
+    optimizer.step()
+    assert not any(torch.equal(param, torch.ones(2, 2)) for param in params)

@@ -177,6 +177,7 @@ def test_what_is_no_layer_s_matrix_goes_to_adamw():
     model.register_parameter("experts", nn.Parameter(torch.zeros(3, 4, 4)))
     model.register_parameter("matrix", nn.Parameter(torch.zeros(4, 4)))
     model.register_parameter("number", nn.Parameter(torch.zeros(())))
+    model.register_parameter("nothing", nn.Parameter(torch.zeros(0, 4)))
     assert hidden(model) == {"first.weight": 1, "matrix": 1}
 
 

@@ -231,6 +231,24 @@ def test_late_it_is_the_direction_one_step_late(inner):
     assert apart(run(Rotated(inner(), max_precond_dim=0), gradients), run(inner(), gradients[1:])) < 1e-14
 
 
+@pytest.mark.parametrize("shape", [(520, 300), (3, 70_000)])
+def test_a_long_matrix_is_stepped_as_a_short_one(shape):
+    """By slices, of which each comes out as by itself, but for the last digit."""
+    rows = shape[0] // 3
+
+    def run(shape, part):
+        param = gaussian(*shape, dtype=torch.float32)[part].clone().requires_grad_()
+        optimizer = Chain([param], [Rotated(AdamDirection(), max_precond_dim=0)], lr=0.01)
+        for t in range(3):
+            param.grad = gaussian(*shape, seed=t, dtype=torch.float32)[part].clone()
+            optimizer.step()
+        return param.detach()
+
+    whole = run(shape, slice(None))
+    assert whole.numel() > 1 << 17
+    assert (whole[rows : 2 * rows] - run(shape, slice(rows, 2 * rows))).abs().max() < 1e-6
+
+
 def test_lion_rotated_steps_in_the_rotated_axes():
     """Each entry of the step, in the basis, is the learning rate, up or down."""
     param = gaussian(5, 4).requires_grad_()

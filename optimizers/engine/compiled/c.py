@@ -59,8 +59,8 @@ static int64_t locate(const int64_t *layout, int64_t element, int64_t *stride, i
 _FRAME = """
 int step(int64_t rows, int threads, const row *table, float *counts, const {grad} *const *grads,
          const int64_t *sizes, const int64_t *indices, const int64_t *const *layouts, const double *real,
-         const int64_t *whole, const double *sums, double *totals) {{
-    enum {{ CHUNK = {chunk}, SUMS = {sums}, TERMS = {terms} }};
+         const int64_t *whole, double *sums) {{
+    enum {{ CHUNK = {chunk}, WIDTH = {width}, SUMS = {sums}, TERMS = {terms} }};
     numbers *prepared = malloc(rows * sizeof *prepared);
     int64_t *first = malloc((rows + 1) * sizeof *first); // the number of a tensor's first chunk
     if (!prepared || !first) {{ free(prepared); free(first); return 1; }}
@@ -85,7 +85,7 @@ int step(int64_t rows, int threads, const row *table, float *counts, const {grad
     for (int64_t i = 0; TERMS && i < rows; ++i)
         for (int64_t chunk = first[i]; chunk < first[i + 1]; ++chunk)
             for (int64_t term = 0; term < TERMS; ++term)
-                totals[i * TERMS + term] += parts[chunk * TERMS + term];
+                sums[i * WIDTH + SUMS + term] += parts[chunk * TERMS + term];
     free(parts);
     free(prepared);
     free(first);
@@ -93,7 +93,7 @@ int step(int64_t rows, int threads, const row *table, float *counts, const {grad
 }}
 """
 
-_PREPARE = "prepared[i] = prepare(table + i, counts + i, indices[i], real, whole, sums + i * SUMS);"
+_PREPARE = "prepared[i] = prepare(table + i, counts + i, indices[i], real, whole, sums + i * WIDTH);"
 # Where they depend on nothing but the count, which most parameters have in common.
 _PREPARE_ONCE = """
         if (i && counts[i] + {counted} == counts[i - 1]) {{
@@ -156,6 +156,7 @@ class _Kernel:
             _FRAME.format(
                 grad=self.stored["grad"],
                 chunk=CHUNK,
+                width=self.program.width,
                 sums=len(self.program.sums),
                 terms=len(self.program.terms),
                 prepare=_PREPARE_ONCE.format(counted=int(self.program.counts), prepare=_PREPARE)

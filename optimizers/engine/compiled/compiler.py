@@ -83,7 +83,7 @@ def _load(source: str) -> Callable[..., int]:
         step = _kept(command, source, folder() / name)
     except (OSError, NoCompiler):  # it cannot be written to, is full, or nothing in it may be run
         step = _made(command, source, None)
-    step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 10
+    step.argtypes = [ctypes.c_int64, ctypes.c_int] + [ctypes.c_void_p] * 9
     step.restype = ctypes.c_int
     function: Callable[..., int] = step
     return function

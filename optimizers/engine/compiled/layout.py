@@ -2,6 +2,7 @@
 
 import math
 from array import array
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -45,3 +46,14 @@ def layout(tensor: Tensor, whole: tuple[int, ...], offset: tuple[int, ...]) -> "
     merged = merged or [(1, 1)]
     first = sum(o * s for o, s in zip(offset, strides, strict=True))
     return array("q", [len(merged), first, *(number for pair in merged for number in pair)])
+
+
+def blocks(sizes: Sequence[int], room: int) -> list[range]:
+    """Consecutive tensors, given by their sizes, as many as have room together; one that has none is alone."""
+    found, begin, taken = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > begin and taken + size > room:
+            found.append(range(begin, i))
+            begin, taken = i, 0
+        taken += size
+    return [*found, range(begin, len(sizes))]

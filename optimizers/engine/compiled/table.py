@@ -18,11 +18,13 @@ from ..stage import Stage
 from ..tensors import Gradients, local, real
 from .c import c_source
 from .compiler import load
-from .layout import alike, layout
+from .layout import alike, blocks, layout
 from .trace import SETTLED, Program, numbers
 
 # With fewer elements in all, a second thread is not worth waking up.
 _ALONE = 1 << 15
+# Elements whose parameters, gradients and state stay in a core's cache from one pass to the next.
+_BLOCK = 1 << 16
 
 
 class Table:
@@ -50,8 +52,9 @@ class Table:
     ) -> None:
         names, scalars = programs[0].names[1:], programs[0].scalars
         self._whole = names.index(WHOLE) + 1 if WHOLE in names else None  # its place among a row's tensors
+        self._wide = torch.promote_types(dtypes[0], torch.float32)
         if self._whole is not None:
-            dtypes, names = (*dtypes, torch.promote_types(dtypes[0], torch.float32)), names[:-1]
+            dtypes, names = (*dtypes, self._wide), names[:-1]
         sources = [c_source(program, dtypes) for program in programs]
         self.source = "\n".join(sources)
         self._programs = programs
@@ -100,6 +103,8 @@ class Table:
         self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
         self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
         self._large = sum(self._sizes) > _ALONE
+        self._all = range(len(self._params))
+        self._blocks: list[range] = []  # of rows that are stepped together where a table makes its sums itself
 
     def look(self, grads: Gradients) -> None:
         """Take the gradients of now for the next step."""
@@ -169,7 +174,7 @@ class Table:
         """Take the numbers of one step: the stages with their hyper-parameters, and what else they name."""
         self.active, self.known = active, known
         self._at = 0
-        self._sums: list[Tensor] = []
+        self._sums = torch.zeros(len(self._params), self._programs[0].width, dtype=torch.float64, device="cpu")
         self._wholes: list[Tensor] = []
         self._numbers = _arrays(active, known)
         grads, self._grads = self._grads, []
@@ -182,6 +187,20 @@ class Table:
             self._grad_pointers = list(map(Tensor.data_ptr, grads))
         self._stepped = grads  # kept until the step is done
         self._grad_places = array("q", self._grad_pointers)
+        self._threads = torch.get_num_threads() if self._large else 1
+        self._address()
+
+    def _address(self) -> None:
+        """Note where the functions' arguments are, and how many bytes of each stand for a row."""
+        rows = self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
+        places = self._places.buffer_info()[0], self._row * self._places.itemsize
+        sums = self._sums.data_ptr(), self._sums.shape[1] * self._sums.itemsize
+        per_row = ((each.buffer_info()[0], each.itemsize) for each in rows)
+        self._arguments = [places, *per_row, *((each.buffer_info()[0], 0) for each in self._numbers), sums]
+
+    @property
+    def alone(self) -> bool:
+        return not self._sharded and all(part.stage.reach in ("element", "tensor") for part in self.active)
 
     @property
     def params(self) -> Sequence[Tensor]:
@@ -194,23 +213,28 @@ class Table:
     def know(self, scalars: Hyper, settled: bool) -> None:
         self.known |= {(SETTLED + name if settled else name): float(value) for name, value in scalars.items()}
         self._numbers = _arrays(self.active, self.known)
+        self._address()
 
     def sums(self, stage: Stage) -> Totals:
-        terms = [name for name, _ in self._programs[self._at].terms]
-        totals = torch.zeros(len(self._params), len(terms), dtype=torch.float64, device="cpu")
-        self._pass(totals)
-        return dict(zip(terms, totals.t(), strict=True))
+        if self._whole is not None and not self._wholes and stage.reach == "tensor":
+            self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
+            self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
+        program = self._programs[self._at]
+        self._pass(self._all)
+        columns = self._sums[:, len(program.sums) : len(program.sums) + len(program.terms)]
+        self._taken = dict(zip((name for name, _ in program.terms), columns.unbind(1), strict=True))
+        return self._taken
 
     def take(self, stage: Stage, sums: Totals) -> None:
-        self._sums += sums.values()
+        for name, column in self._taken.items():
+            if sums[name] is not column:
+                column.copy_(sums[name])
 
     def matrix(self, stage: Stage) -> None:
         assert self._whole is not None
-        self._wholes = [
-            torch.empty_like(own, dtype=torch.promote_types(own.dtype, torch.float32)) for own in self._locals
-        ]
+        self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
         self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
-        self._pass()
+        self._pass(self._all)
         part = next(part for part in self.active if part.stage is stage)
         for i, (param, state, grad) in enumerate(zip(self._params, self._states, self._stepped, strict=True)):
             scalars = {name: state[name].item() for name in stage.scalars}
@@ -218,30 +242,39 @@ class Table:
             self._wholes[i].copy_(apply_matrix(part, param, self._wholes[i], grad, state, known))
 
     def finish(self) -> None:
-        self._pass()
+        for rows in self._in_blocks() if self.alone and self._whole is not None else [self._all]:
+            if self.alone:
+                self._at = 0
+            while self._at < len(self._programs):
+                self._pass(rows)
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
         self._wholes, self._stepped = [], []
 
-    def _pass(self, totals: Tensor | None = None) -> None:
-        """Go over memory once, as the next program says."""
-        threads = torch.get_num_threads() if self._large else 1
-        sums = torch.stack(self._sums, 1) if self._sums else None
-        places = self._places, self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
-        given = len(self._params), threads, *places, *self._numbers, sums, totals
-        self.kernel(self._functions[self._at], *given)
+    def _pass(self, rows: range) -> None:
+        """Go over the memory of some parameters once, as the next program says."""
+        self.kernel(self._functions[self._at], rows)
         self._at += 1
 
-    def kernel(self, function: Callable[..., int], rows: int, threads: int, *arrays: Any) -> None:
-        """A pass over all parameters: the compiled function alone."""
-        if function(rows, threads, *map(_address, arrays)):
-            raise MemoryError(f"there is no memory for a step of {rows} parameters")
+    def _in_blocks(self) -> list[range]:
+        """Rows for which one scratch suffices: as many small tensors as stay in the cache, or one large one."""
+        if not self._blocks:
+            assert self._whole is not None
+            self._blocks = blocks(self._sizes, _BLOCK)
+            largest = max(sum(self._sizes[row] for row in rows) for rows in self._blocks)
+            self._scratch = torch.empty(largest, dtype=self._wide, device="cpu")
+            for rows in self._blocks:
+                address = self._scratch.data_ptr()
+                for row in rows:
+                    self._places[row * self._row + self._whole] = address
+                    address += self._sizes[row] * self._scratch.itemsize
+        return self._blocks
 
-
-def _address(numbers: Any) -> int:
-    if isinstance(numbers, array):
-        return int(numbers.buffer_info()[0])
-    return 0 if numbers is None else int(numbers.data_ptr())
+    def kernel(self, function: Callable[..., int], rows: range) -> None:
+        """A pass over some parameters: the compiled function alone."""
+        addresses = (address + rows.start * row for address, row in self._arguments)
+        if function(len(rows), self._threads, *addresses):
+            raise MemoryError(f"there is no memory for a step of {len(rows)} parameters")
 
 
 def _arrays(active: Active, known: Hyper) -> tuple["array[float]", "array[int]"]:

@@ -7,7 +7,7 @@ seeds) is an input of the program; whatever decides its form (which stages apply
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,7 @@ class Program:
     stores: tuple[tuple[str, Any], ...]  # (name of a tensor or scalar, value)
     sums: tuple[str, ...] = ()  # numbers given per parameter: the sums of earlier passes
     terms: tuple[tuple[str, Any], ...] = ()  # (name, value of a coordinate) of what is summed
+    width: int = 0  # of the sums of all passes
     counts: bool = True  # whether this pass is a step's first one, which counts it
     stage: Stage | None = (
         None  # of the terms, or behind whose `matrix` the next pass begins; None for a step's last
@@ -81,7 +82,8 @@ def trace(active: Active, known: Hyper, dtype: torch.dtype) -> tuple[Program, ..
     with torch.no_grad():
         try:
             with tracing.recorder:
-                return tuple(tracing.programs())
+                programs = list(tracing.programs())
+                return tuple(replace(program, width=len(programs[-1].sums)) for program in programs)
         except Exception as error:
             raise Untraceable(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
@@ -109,7 +111,9 @@ class _Tracing:
             )
             for stage, hyper, names in active
         ]
-        whole = any(part.stage.reach == "matrix" for part in active)
+        # What is on the way to the sums of one tensor is stored, so that less is read afterwards.
+        self._stores_early = not any(part.stage.reach in ("optimizer", "matrix") for part in active)
+        whole = any(part.stage.reach in ("tensor", "matrix")[not self._stores_early :] for part in active)
         self._names = (*(name for part in active for name in part.names), *([WHOLE] if whole else []))
         self._own = own_scalars(active)
         numbers = {name: self.recorder.input(name, torch.float64) for name in ("step", *self._own)}
@@ -138,7 +142,11 @@ class _Tracing:
                 known |= {name: self._known[name] for name in self._own}  # which are stored now
                 span = span._replace(since=stage)
                 continue
-            yield self._program(span, stage, terms=out)
+            early = self._stores_early
+            yield self._program(span, stage, self._stores(new, known) if early else {}, out)
+            if early:
+                known |= {name: self._known[name] for name in self._own}
+                span = span._replace(since=stage)
             sums = {term: self._sum(f"{type(stage).__name__}_{term}") for term in out}
             span = span._replace(sums={**span.sums, stage: sums})
             if stage.reach == "optimizer":

@@ -15,7 +15,8 @@ from .rules import PEERS, Rule
 
 Step = Callable[[], object]
 Build = Callable[[Sequence[Tensor]], Step]
-OWN = ("ours", "torch")
+OWN_MODULES = {"ours": ("optimizers", "."), "torch": ("torch", "torch")}
+OWN = tuple(OWN_MODULES)
 
 
 class Skip(Exception):
@@ -26,7 +27,7 @@ def of(rule: Rule, libraries: Collection[str] | None = None, compiled: bool = Fa
     """The candidates for a rule: name in the record -> a function that makes the step, or raises Skip.
 
     Args:
-        libraries: only these, out of ours, torch and the keys of `LIBRARIES`; None for all.
+        libraries: only these, out of ours, torch and the keys of `PEERS`; None for all.
         compiled: also torch's step under `torch.compile`, which takes minutes to compile for a large model.
     """
     found: dict[str, Build] = {
@@ -71,10 +72,13 @@ def _compiled(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step
 def _kernel(build: Callable[..., Optimizer], params: Sequence[Tensor]) -> Step:
     """The compiled kernel alone, called as the last step called it: no Python, no gathering of addresses."""
     optimizer = build(list(params))
-    optimizer.step()
+    for _ in range(2):  # after the first step some state is another tensor, and the tables are made anew
+        optimizer.step()
     tables = [table for fused in getattr(optimizer, "_fused", {}).values() for table in fused.tables]
     if not tables:
         raise Skip("its step is not compiled here")
+    if any(part.stage.reach == "matrix" for table in tables for part in table.active):
+        raise Skip("between its kernels are products of matrices")
     calls: list[Step] = []
     for table in tables:
 
@@ -97,7 +101,9 @@ def _peer(name: str, build: Callable[..., Optimizer], params: Sequence[Tensor]) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is deprecated, which the caller cannot mend
-            step = build(module, list(params)).step
+            optimizer = build(module, list(params))
+            getattr(optimizer, "train", bool)()  # Schedule-Free's optimizers ask for it
+            step = optimizer.step
             step()
     except Exception as error:  # whatever another library raises is a reason to leave it out, not to stop
         message = " ".join(str(error).split())
@@ -107,11 +113,11 @@ def _peer(name: str, build: Callable[..., Optimizer], params: Sequence[Tensor]) 
 
 @cache
 def library(name: str) -> Any:
-    """The module of another library; Skip with what to install if it is not there.
+    """The module of a library; Skip with what to install if it is not there.
 
     timm imports torchvision, whose import takes a second try beside a CPU-only torch.
     """
-    module, package = PEERS[name]
+    module, package = (PEERS | OWN_MODULES)[name]
     try:
         if name == "timm":
             from experiments.data import import_torchvision

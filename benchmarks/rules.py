@@ -23,9 +23,10 @@ LIBRARIES = {
     "optimi": ("optimi", "torch-optimi"),
     "timm": ("timm.optim", "timm"),
 }
-# Those that `equality` runs besides.
+# Those that `equality` runs besides, and some of them `modern`.
 PEERS = LIBRARIES | {
     "adabound": ("adabound", "adabound"),  # its authors'
+    "heavyball": ("heavyball", "heavyball"),
     "keras": ("keras", "keras"),
     "labml": ("labml_nn.optimizers.adam", "labml-nn"),
     "optax": ("optax", "optax"),
@@ -34,6 +35,7 @@ PEERS = LIBRARIES | {
     "tinygrad": ("tinygrad.nn.optim", "tinygrad"),
     "torchzero": ("torchzero", "torchzero"),
 }
+Peers = Mapping[str, Callable[..., Any]]  # candidate's name, beginning with a library's key -> builder
 KEEP, ETA, GAMMA = 0.5, 0.3, 0.55  # learning-rate dropout's and gradient noise's
 
 
@@ -44,11 +46,12 @@ class Rule:
     Args:
         title: as the book calls it.
         streams: values that a step has to read or write per coordinate: the gradient once, the parameter and each
-            tensor of the state twice.
+            tensor of the state twice, unless a sum has to be known first.
         ours: builds this package's; takes ``foreach`` and ``fused``.
         torch: builds torch's, if it has the rule; takes ``foreach``, and ``fused`` if `fused`.
         fused: whether torch has a hand-written kernel for it on a CPU.
-        peers: candidate's name, beginning with a key of `LIBRARIES` -> builder.
+        peers: candidate's name, beginning with a key of `PEERS`, or with ``ours`` or ``torch`` for what else of
+            these is to be measured beside it -> builder, which takes the library's module first.
         period: steps after which the work repeats; 5 for a Lookahead that looks every fifth time.
     """
 
@@ -57,11 +60,11 @@ class Rule:
     ours: Callable[..., Optimizer]
     torch: Callable[..., Optimizer] | None = None
     fused: bool = False
-    peers: Mapping[str, Callable[..., Optimizer]] = field(default_factory=dict)
+    peers: Peers = field(default_factory=dict)
     period: int = 1
 
 
-def _both(name: str, **options: Any) -> dict[str, Callable[..., Optimizer]]:
+def both(name: str, **options: Any) -> Peers:
     """pytorch-optimizer's class of this name, as a loop and with its foreach path, which is off on a CPU."""
     return {
         "kozistr": lambda module, params: getattr(module, name)(params, foreach=False, **options),
@@ -69,14 +72,14 @@ def _both(name: str, **options: Any) -> dict[str, Callable[..., Optimizer]]:
     }
 
 
-def _optimi(name: str, **options: Any) -> dict[str, Callable[..., Optimizer]]:
+def optimi(name: str, **options: Any) -> Peers:
     return {
         "optimi": lambda module, params: getattr(module, name)(params, lr=1e-3, foreach=False, **options),
         "optimi_foreach": lambda module, params: getattr(module, name)(params, lr=1e-3, foreach=True, **options),
     }
 
 
-def _jettify(name: str, **options: Any) -> dict[str, Callable[..., Optimizer]]:
+def jettify(name: str, **options: Any) -> Peers:
     return {"jettify": lambda module, params: getattr(module, name)(params, **options)}
 
 
@@ -118,7 +121,7 @@ def by_hand(optimizer: Optimizer, params: Sequence[Tensor], masks: bool, noise: 
     optimizer.step = stepped  # type: ignore[method-assign, assignment]
 
 
-def _pieces(masks: bool, noise: bool) -> dict[str, Callable[..., Optimizer]]:
+def _pieces(masks: bool, noise: bool) -> Peers:
     """With pytorch-optimizer's RAdam, as a loop and foreach, and with torch's; none of them knows Nesterov's."""
 
     def kozistr(module: Any, params: Sequence[Tensor], foreach: bool) -> Optimizer:
@@ -144,16 +147,16 @@ RULES: dict[str, Rule] = {
         partial(ours.SGD, **_momentum),
         partial(_optim.SGD, **_momentum),
         True,
-        {**_both("SGDW", **_momentum), **_optimi("SGD", momentum=0.9)},
+        {**both("SGDW", **_momentum), **optimi("SGD", momentum=0.9)},
     ),
-    "adam": Rule("Adam", 7, ours.Adam, _optim.Adam, True, _optimi("Adam")),
+    "adam": Rule("Adam", 7, ours.Adam, _optim.Adam, True, optimi("Adam")),
     "adamw": Rule(
         "AdamW",
         7,
         ours.AdamW,
         _optim.AdamW,
         True,
-        {**_optimi("AdamW"), "timm": lambda module, params: module.AdamWLegacy(params, foreach=False)},
+        {**optimi("AdamW"), "timm": lambda module, params: module.AdamWLegacy(params, foreach=False)},
     ),
     "amsgrad": Rule(
         "AMSGrad",
@@ -179,11 +182,11 @@ RULES: dict[str, Rule] = {
         7,
         ours.RAdam,
         _optim.RAdam,
-        peers={**_both("RAdam"), **_jettify("RAdam"), **_optimi("RAdam")},
+        peers={**both("RAdam"), **jettify("RAdam"), **optimi("RAdam")},
     ),
-    "adadelta": Rule("Adadelta", 7, ours.Adadelta, _optim.Adadelta, peers=_both("AdaDelta")),
-    "adabound": Rule("AdaBound", 7, ours.AdaBound, peers={**_both("AdaBound"), **_jettify("AdaBound")}),
-    "aggmo": Rule("AggMo", 9, ours.AggMo, peers={**_both("AggMo"), **_jettify("AggMo")}),
+    "adadelta": Rule("Adadelta", 7, ours.Adadelta, _optim.Adadelta, peers=both("AdaDelta")),
+    "adabound": Rule("AdaBound", 7, ours.AdaBound, peers={**both("AdaBound"), **jettify("AdaBound")}),
+    "aggmo": Rule("AggMo", 9, ours.AggMo, peers={**both("AggMo"), **jettify("AggMo")}),
     # Lookahead reads and writes its slow weights every fifth step: 2 / 5 of a stream.
     "mix": Rule("RAdamW + Nesterov + Lookahead", 7.4, _mix, peers=_pieces(masks=False, noise=False), period=5),
     "mix_masks": Rule(

@@ -1,4 +1,4 @@
-"""The shapes of the parameters of four models: lists, so that no model has to be built or downloaded."""
+"""The shapes of the parameters of four models and a layer: lists, so that nothing has to be built or downloaded."""
 
 from collections.abc import Callable
 
@@ -35,9 +35,16 @@ def gpt2() -> list[Shape]:
     """GPT-2 small (Radford et al. 2019), output tied to the embedding: 148 tensors, 124,439,808 values."""
     width = 768
     norm = [(width,), (width,)]
-    attention = [(width, 3 * width), (3 * width,), (width, width), (width,)]
     mlp = [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]
-    return [(50257, width), (1024, width), *12 * (norm + attention + norm + mlp), *norm]
+    return [(50257, width), (1024, width), *12 * (norm + attention() + norm + mlp), *norm]
+
+
+def attention() -> list[Shape]:
+    """One layer of GPT-2 small's attention, for rules whose products of matrices take long: 4 tensors, 2,362,368
+    values.
+    """
+    width = 768
+    return [(width, 3 * width), (3 * width,), (width, width), (width,)]
 
 
 def tiny() -> list[Shape]:
@@ -45,7 +52,13 @@ def tiny() -> list[Shape]:
     return [(1000,)] * 1000
 
 
-SHAPES: dict[str, Callable[[], list[Shape]]] = {"cnn": cnn, "resnet50": resnet50, "gpt2": gpt2, "tiny": tiny}
+SHAPES: dict[str, Callable[[], list[Shape]]] = {
+    "cnn": cnn,
+    "resnet50": resnet50,
+    "gpt2": gpt2,
+    "tiny": tiny,
+    "attention": attention,
+}
 
 
 def shrunk(shapes: list[Shape]) -> list[Shape]:

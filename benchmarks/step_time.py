@@ -1,5 +1,6 @@
 """Measure the time of an optimizer's step: `python -m benchmarks.step_time`; the chapter book/speed.md draws it.
 
+The rules of after 2019 (`--modern`) and torch.compile (`--compile`) are measured apart, into records of their own.
 A run that was stopped is taken up where it was: what was measured is kept below `_build/benchmark/` until the
 record is written.
 """
@@ -23,82 +24,10 @@ from experiments.errors import UserError
 
 from . import candidates, process, summary
 from .measure import Setting, peak_flops, session
-from .rules import LIBRARIES, RULES
-from .shapes import SHAPES, Shape, shrunk
-
-CPU, CUDA, COMPILE = "speed", "speed_cuda", "_compile"  # one record per kind of device, and for torch.compile apart
-# Whose first step, and whose memory, a process of its own measures.
-PROCESSES = {"adamw": ("ours_eager", "ours_fused", "torch_foreach", "torch_fused"), "mix_noise": ("ours_fused",)}
-PROCESS_SHAPES = "resnet50"
-# To compile takes minutes for each rule, so with --compile this is all that is measured, on one model.
-COMPILING: tuple[str, ...] = (summary.COMPILED, "ours_fused")
-# A rule that memory limits on ResNet-50 is limited by it on any larger model: on a CPU, where some steps take
-# seconds there, a few rules stand for all.
-FEW = {"gpt2": ("adamw", "nadam")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured. One that leaves something out, or is quick, is a trial: the book does not print it.
-
-    With `compiled` torch.compile of torch's rules stands beside torch and this package, in a record of its own that
-    may hold a few rules alone.
-    """
-
-    shapes: tuple[str, ...] = tuple(SHAPES)
-    rules: tuple[str, ...] = tuple(RULES)
-    threads: tuple[int, ...] = (1, 2)
-    device: str = "cpu"
-    libraries: tuple[str, ...] = (*candidates.OWN, *LIBRARIES)
-    rounds: int = 21
-    seed: int = 0
-    compiled: bool = False
-    processes: bool = True
-    quick: bool = False
-
-    @property
-    def whole(self) -> bool:
-        if self.compiled:
-            return PROCESS_SHAPES in self.shapes and self.processes and set(candidates.OWN) <= set(self.libraries)
-        full = Plan()
-        return all(
-            getattr(self, name) == getattr(full, name)
-            for name in ("shapes", "rules", "threads", "libraries", "processes")
-        )
-
-    @property
-    def own_processes(self) -> dict[str, tuple[str, ...]]:
-        """Rule -> the candidates that processes of their own measure."""
-        if self.compiled:
-            return {name: COMPILING for name in self.rules if RULES[name].torch is not None}
-        return {name: names for name, names in PROCESSES.items() if name in self.rules}
-
-    @property
-    def settings(self) -> list[Setting]:
-        cpu = self.device == "cpu"
-        return [Setting(self.device, threads) for threads in (self.threads if cpu else self.threads[:1])]
-
-    def rules_on(self, shapes: str) -> list[str]:
-        """The rules that are measured on a model's shapes."""
-        few = FEW.get(shapes, RULES) if self.device == "cpu" else RULES
-        return [name for name in self.rules if name in few]
-
-    def sizes(self, name: str) -> list[Shape]:
-        return shrunk(SHAPES[name]()) if self.quick else SHAPES[name]()
-
-    def out(self, absent: Collection[str] = ()) -> Path:
-        """Where its record goes: among the records only if nothing was left out, and no library is absent."""
-        path = records.local_path(self.slug, self.scale)
-        trial = self.quick or absent or not self.whole
-        return records.ROOT / "_build" / "trials" / self.scale / path.name if trial else path
-
-    @property
-    def slug(self) -> str:
-        return (CPU if self.device == "cpu" else CUDA) + COMPILE * self.compiled
-
-    @property
-    def scale(self) -> str:
-        return "quick" if self.quick else "standard"
+from .modern import BY_ARITHMETIC, MODERN
+from .plan import AFTER_2019, KNOWN, PROCESS_SHAPES, WITH_COMPILER, Plan
+from .rules import PEERS, RULES
+from .shapes import SHAPES, Shape
 
 
 def run(plan: Plan, out: Path | None = None) -> Path:
@@ -128,7 +57,7 @@ def run(plan: Plan, out: Path | None = None) -> Path:
                 place = f"{shapes}.{setting.name}.{name}"
                 measure = partial(_session, plan, absent, name, sizes, setting, place)
                 seconds = _once(kept / f"{place}.json", measure)
-                summary.add(record, place, seconds, sum(map(math.prod, sizes)), RULES[name].streams)
+                summary.add(record, place, seconds, sum(map(math.prod, sizes)), KNOWN[name].streams)
     if plan.processes and PROCESS_SHAPES in plan.shapes:
         for rule, names in plan.own_processes.items():
             for candidate in _chosen(names, ("ours",) if plan.quick and not plan.compiled else plan.libraries):
@@ -143,7 +72,7 @@ def run(plan: Plan, out: Path | None = None) -> Path:
 def missing(libraries: Collection[str]) -> list[str]:
     """Which of the libraries are not installed; says for each how to get it."""
     absent = []
-    for name in [name for name in libraries if name in LIBRARIES]:
+    for name in [name for name in libraries if name in PEERS]:
         try:
             candidates.library(name)
         except candidates.Skip as reason:
@@ -155,10 +84,12 @@ def missing(libraries: Collection[str]) -> list[str]:
 def _session(
     plan: Plan, absent: Collection[str], name: str, sizes: list[Shape], setting: Setting, place: str
 ) -> dict[str, list[float]]:
-    rule = RULES[name]
+    rule = KNOWN[name]
     builds = candidates.of(rule, [library for library in plan.libraries if library not in absent], plan.compiled)
     if "torch" in plan.libraries:
         builds[summary.ANCHOR] = candidates.of(RULES["adamw"])["torch_fused"]
+    if plan.modern:
+        builds[summary.OWN_ANCHOR] = candidates.of(RULES["adamw"])["ours_fused"]
     say = partial(print, file=sys.stderr, flush=True)
     say(place)
     return session(
@@ -167,7 +98,7 @@ def _session(
         setting,
         streams=rule.streams,
         period=rule.period,
-        rounds=plan.rounds,
+        rounds=max(1, plan.rounds // 3) if name in BY_ARITHMETIC else plan.rounds,  # of steps that take seconds
         seed=plan.seed,
         say=say,
     )
@@ -205,21 +136,23 @@ def _once(path: Path, measure: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; mistakes are one line on stderr and exit status 2."""
     options = _parser().parse_args(arguments)
-    rules = [name for name, rule in RULES.items() if rule.torch is not None or not options.compile]
-    libraries = candidates.OWN if options.compile else Plan.libraries
+    full = AFTER_2019 if options.modern else WITH_COMPILER if options.compile else Plan()
     try:
-        plan = Plan(
-            shapes=_words("--shapes", options.shapes, SHAPES, (PROCESS_SHAPES,) if options.compile else SHAPES),
-            rules=_words("--rules", options.rules, rules, rules),
+        plan = dataclasses.replace(
+            full,
+            shapes=_words("--shapes", options.shapes, SHAPES, full.shapes),
+            rules=_words("--rules", options.rules, full.rules, full.rules),
             threads=_numbers("--threads", options.threads),
             device=options.device,
-            libraries=_words("--libraries", options.libraries, libraries, libraries),
+            libraries=_words("--libraries", options.libraries, full.libraries, full.libraries),
             rounds=_numbers("--rounds", options.rounds or ("3" if options.quick else str(Plan.rounds)))[0],
             seed=options.seed,
-            compiled=options.compile,
-            processes=not options.no_processes,
+            processes=full.processes and not options.no_processes,
             quick=options.quick,
         )
+        if not any(map(plan.rules_on, plan.shapes)):
+            asked, shapes = ", ".join(plan.rules), ", ".join(plan.shapes)
+            raise UserError(f"{asked}: not measured on {shapes}; name other --shapes")
         print(run(plan, options.out))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -233,16 +166,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step_time", description=__doc__)
     lists = "a list with commas; all by default:"
-    parser.add_argument("--shapes", help=f"{lists} {', '.join(SHAPES)}")
-    parser.add_argument("--rules", help=f"{lists} {', '.join(RULES)}")
+    parser.add_argument("--shapes", help=f"{lists} {', '.join(Plan.shapes)}")
+    parser.add_argument("--rules", help=f"{lists} {', '.join(RULES)}; with --modern: {', '.join(MODERN)}")
     parser.add_argument("--libraries", help=f"{lists} {', '.join(Plan.libraries)}")
     parser.add_argument("--threads", default="1,2", help="on a CPU (default: 1,2)")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--rounds", help=f"measurements per candidate (default: {Plan.rounds}; quick: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the values and the order (default: 0)")
-    parser.add_argument(
+    apart = parser.add_mutually_exclusive_group()
+    apart.add_argument(
         "--compile", action="store_true", help="torch.compile of torch's rules, in a record apart; minutes for each"
     )
+    apart.add_argument("--modern", action="store_true", help="the rules of after 2019, in a record apart")
     parser.add_argument("--no-processes", action="store_true", help="leave out the first step and the memory")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, in seconds")
     parser.add_argument("--out", type=Path, help="the record's file (default: below _build/)")

@@ -2,15 +2,19 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.records import Record
 
 from .candidates import OWN, library_of
 from .measure import IN_PLACE, ITEM
+from .rules import RULES
 
 Seconds = Mapping[str, Sequence[float]]
 COMPILED = "torch_compiled"
 ANCHOR = "torch_adamw"  # torch's fused AdamW, measured beside every rule: what all rules can be held against
+OWN_ANCHOR = "ours_adamw"  # and beside the rules of after 2019 this package's
+PLAIN = "ours_plain"  # beside a mix, the rule without its extension
 
 
 def add(record: Record, place: str, seconds: Seconds, values: int, streams: float) -> None:
@@ -20,6 +24,10 @@ def add(record: Record, place: str, seconds: Seconds, values: int, streams: floa
     ``over_adamw`` (the ratio to torch's fused AdamW), ``fraction`` of the limit, and for the eager step
     ``over_loop`` (the ratio to torch's loop); ``_low`` and ``_high`` are quartiles over the rounds. The limit is
     the time in which the fastest of the plain loops in place moves as many bytes: ``limit_gb_per_s``.
+
+    For the fused step also, where these were measured: ``over_peer``, the ratio to the fastest ``peer``, torch's
+    executions and other libraries' alike; ``per_byte``, the ratio of its time per byte to that of this package's
+    AdamW; and ``over_plain``, the ratio to the rule without its extension.
     """
     moved = values * streams * ITEM
     first = reference(seconds)
@@ -41,6 +49,29 @@ def add(record: Record, place: str, seconds: Seconds, values: int, streams: floa
             _three(record, f"{key}.over_adamw", quartiles(times, seconds[ANCHOR]))
         if name == "ours_eager" and "torch_loop" in seconds:
             _three(record, f"{key}.over_loop", quartiles(times, seconds["torch_loop"]))
+        if name == "ours_fused":
+            _held_against(record, place, key, seconds, streams)
+
+
+def _held_against(record: Record, place: str, key: str, seconds: Seconds, streams: float) -> None:
+    """`over_peer`, `per_byte` and `over_plain` of the fused step."""
+    times = seconds["ours_fused"]
+    if (name := peer(seconds)) is not None:
+        record.metric(f"{place}.peer", name)
+        _three(record, f"{key}.over_peer", quartiles(times, seconds[name]))
+    if OWN_ANCHOR in seconds:
+        ratios = quartiles(times, seconds[OWN_ANCHOR])
+        low, middle, high = (ratio * RULES["adamw"].streams / streams for ratio in ratios)
+        _three(record, f"{key}.per_byte", (low, middle, high))
+    if PLAIN in seconds:
+        _three(record, f"{key}.over_plain", quartiles(times, seconds[PLAIN]))
+
+
+def peer(seconds: Seconds) -> str | None:
+    """The fastest execution of the rule that is not this package's, nor torch.compile's; None if there is none."""
+    others = [name for name in seconds if library_of(name) not in ("ours", "machine")]
+    others = [name for name in others if name not in (ANCHOR, COMPILED)]
+    return min(others, key=lambda name: statistics.median(seconds[name]), default=None)
 
 
 def limit_of(seconds: Seconds) -> str:
@@ -77,11 +108,29 @@ def compiled_table(record: Record, shapes: str, setting: str, titles: Mapping[st
     return "\n".join([head, "|---|---|---|---|---|---|", *rows]) if rows else ""
 
 
-def value_of(record: Record, key: str) -> float | None:
+def peers_table(record: Record, shapes: str, setting: str, titles: Mapping[str, str]) -> str:
+    """Our fused step beside the fastest of all others', rule by rule, as a table in Markdown; "" without any."""
+    rows = []
+    for rule in record.metrics.get(shapes, {}).get(setting, {}):
+        place = f"{shapes}.{setting}.{rule}"
+        ours, theirs = f"{place}.ours_fused", value_of(record, f"{place}.peer")
+        if theirs is not None:
+            cells = [
+                f"{value:,.{digits}f}"
+                for key, digits in (("ms", 1), ("over_adamw", 2), ("per_byte", 2))
+                for value in [record.get(f"{ours}.{key}")]
+            ]
+            best = f"{record.get(f'{place}.{theirs}.ms'):,.1f} (`{theirs}`)"
+            times = f"{1 / record.get(f'{ours}.over_peer'):.1f}"
+            rows.append(f"| {titles[rule]} | {' | '.join(cells)} | {best} | {times} |")
+    head = "| Rule | ours, ms | ÷ torch's fused AdamW | per byte ÷ our AdamW | others' best, ms | times as fast |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows]) if rows else ""
+
+
+def value_of(record: Record, key: str) -> Any:
     """A metric, or None where it was not measured."""
     known = record.keys()
-    value: float | None = record.get(key) if key in known else None
-    return value
+    return record.get(key) if key in known else None
 
 
 def quartiles(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:

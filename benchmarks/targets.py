@@ -1,9 +1,11 @@
 """What this package set out to reach, and whether a record of `benchmarks.step_time` shows that it did."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.records import Record
 
+from .modern import MODERN
 from .summary import value_of
 
 
@@ -75,22 +77,78 @@ TARGETS = (
 )
 
 
-def table(record: Record, settings: dict[str, str]) -> str:
+_ELEMENTWISE = (
+    ("lion", True),
+    ("adopt", True),
+    ("ademamix", True),
+    ("schedule_free", True),
+    ("prodigy", True),
+    ("signum", False),
+    ("adabelief", False),
+)
+_GPT2 = ("lion", "schedule_free")
+_LAYER = "a layer of GPT-2's attention"
+MODERN_TARGETS = (
+    *(
+        _at_most(f"{MODERN[rule].title}: time per byte ÷ our AdamW's", f"{_RESNET}{rule}.ours_fused.per_byte", 1.1)
+        for rule, _ in _ELEMENTWISE
+    ),
+    *(
+        _at_least(f"{MODERN[rule].title}: times faster than others' best", f"{_RESNET}{rule}.ours_fused.speedup", 3)
+        for rule, peers in _ELEMENTWISE
+        if peers
+    ),
+    *(
+        target
+        for rule in _GPT2
+        for target in (
+            _at_most(
+                f"{MODERN[rule].title} on GPT-2: time per byte ÷ our AdamW's",
+                f"gpt2.{{}}.{rule}.ours_fused.per_byte",
+                1.1,
+            ),
+            _at_least(
+                f"{MODERN[rule].title} on GPT-2: times faster than others' best",
+                f"gpt2.{{}}.{rule}.ours_fused.speedup",
+                3,
+            ),
+        )
+    ),
+    *(
+        _at_most(f"{MODERN[rule].title}: time ÷ torch's fused AdamW", f"{_RESNET}{rule}.ours_fused.over_adamw", 1.7)
+        for rule in ("lamb", "cautious")
+    ),
+    _at_most("Muon in float32: time ÷ others' best", f"{_RESNET}muon.ours_fused.over_peer", 1),
+    _at_most(f"Muon in float32, {_LAYER}: time ÷ others' best", "attention.{}.muon.ours_fused.over_peer", 1),
+    _at_most(f"SOAP, {_LAYER}: time ÷ others' best", "attention.{}.soap.ours_fused.over_peer", 0.7),
+    *(
+        _at_most(
+            f"{MODERN[mix].title}: time ÷ {MODERN[rule].title}'s",
+            f"attention.{{}}.{mix}.ours_fused.over_plain",
+            1.05,
+        )
+        for mix, rule in (("muon_average", "muon"), ("soap_average", "soap"))
+    ),
+)
+
+
+def table(record: Record, settings: dict[str, str], targets: Sequence[Target] = TARGETS) -> str:
     """Every target with what was measured, as a table in Markdown: one column per setting.
 
     Args:
         settings: name in the record -> heading, such as ``{"t1": "1 thread"}``.
+        targets: `TARGETS`, or for the record of the rules of after 2019 `MODERN_TARGETS`.
     """
     head = ["ResNet-50, unless it says otherwise", "goal", *settings.values()]
-    rows = [[t.says, t.goal, *(_cell(record, t, setting) for setting in settings)] for t in TARGETS]
+    rows = [[t.says, t.goal, *(_cell(record, t, setting) for setting in settings)] for t in targets]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def count(record: Record, settings: dict[str, str]) -> tuple[int, int]:
+def count(record: Record, settings: dict[str, str], targets: Sequence[Target] = TARGETS) -> tuple[int, int]:
     """(how many goals were met, how many were measured), each setting counted by itself."""
     found = [
         target.met(value)
-        for target in TARGETS
+        for target in targets
         for setting in (settings if "{}" in target.key else list(settings)[:1])
         if (value := value_of(record, target.key.format(setting))) is not None
     ]

@@ -36,7 +36,7 @@ def publish(scale: str, only: Sequence[str] = ()) -> list[str]:
 def _checked(slug: str, scale: str) -> str:
     """The record as text, after all checks."""
     command = records.COMMANDS.get(slug)
-    again = f"run `make {command.target if command else f'reproduce SCALE={scale} ONLY={slug}'}`"
+    again = f"run `{command.line if command else f'make reproduce SCALE={scale} ONLY={slug}'}`"
     path = records.local_path(slug, scale)
     if not path.exists():
         raise UserError(f"{slug} has no record at scale {scale}: {again}")

@@ -34,16 +34,20 @@ class Command(NamedTuple):
     """What writes a record that no notebook does."""
 
     source: str  # a file, from the root
-    target: str  # of make
+    line: str  # for the shell
 
 
 # It needs the machine for itself, or other libraries.
 COMMANDS = {
-    **dict.fromkeys(
-        ("speed", "speed_cuda", "speed_compile", "speed_cuda_compile"),
-        Command("benchmarks/step_time.py", "benchmark"),
-    ),
-    "equality": Command("benchmarks/equality.py", "equality"),
+    **{
+        f"speed{device}{apart}": Command(
+            "benchmarks/step_time.py",
+            f"python -m benchmarks.step_time --{apart[1:]}" if apart else "make benchmark",
+        )
+        for device in ("", "_cuda")
+        for apart in ("", "_compile", "_modern")
+    },
+    "equality": Command("benchmarks/equality.py", "make equality"),
 }
 
 

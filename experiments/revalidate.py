@@ -70,7 +70,7 @@ def _again(paths: Sequence[Path]) -> str:
     commands: dict[str, list[str]] = {}
     for path in paths:
         own = records.COMMANDS.get(path.stem)
-        command = f"make {own.target}" if own else f"make reproduce SCALE={path.parent.name} ONLY="
+        command = own.line if own else f"make reproduce SCALE={path.parent.name} ONLY="
         commands.setdefault(command, []).extend([] if own else [path.stem])
     return ", ".join(f"`{command}{','.join(slugs)}`" for command, slugs in commands.items())
 

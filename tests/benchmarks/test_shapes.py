@@ -11,7 +11,13 @@ from experiments.data import import_torchvision
 
 @pytest.mark.parametrize(
     ("name", "tensors", "values"),
-    [("cnn", 20, 808_458), ("resnet50", 161, 25_557_032), ("gpt2", 148, 124_439_808), ("tiny", 1000, 1_000_000)],
+    [
+        ("cnn", 20, 808_458),
+        ("resnet50", 161, 25_557_032),
+        ("gpt2", 148, 124_439_808),
+        ("tiny", 1000, 1_000_000),
+        ("attention", 4, 2_362_368),
+    ],
 )
 def test_counts(name: str, tensors: int, values: int) -> None:
     shapes = SHAPES[name]()

@@ -1,5 +1,6 @@
 """The command: what it measures, what it writes, and what it says to a wrong word."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import candidates, process, step_time
-from benchmarks.step_time import Plan
+from benchmarks import candidates, process, step_time, summary
+from benchmarks.plan import AFTER_2019, WITH_COMPILER, Plan
 from experiments import records
 from experiments.errors import UserError
 
@@ -100,6 +101,49 @@ def test_the_command_compiles_what_torch_has_on_one_model(root: Path, monkeypatc
     assert plans[2] == Plan()
 
 
+def test_rules_of_after_2019_have_a_record_of_their_own(root: Path) -> None:
+    assert AFTER_2019.out() == root / "_build" / "results" / "standard" / "speed_modern.json"
+    assert dataclasses.replace(AFTER_2019, device="cuda").out().name == "speed_cuda_modern.json"
+    assert AFTER_2019.out(["heavyball"]).parent.parent == root / "_build" / "trials"
+    for part in ({"rules": ("lion",)}, {"threads": (1,)}, {"libraries": candidates.OWN}, {"quick": True}):
+        assert dataclasses.replace(AFTER_2019, **part).out().parent.parent == root / "_build" / "trials"
+    assert all(plan.slug in records.COMMANDS for plan in (Plan(), AFTER_2019, WITH_COMPILER))
+    assert records.COMMANDS["speed_modern"].line == "python -m benchmarks.step_time --modern"
+
+
+def test_the_command_measures_rules_of_after_2019(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(step_time, "run", lambda plan, out: plans.append(plan))
+    assert step_time.main(["--modern"]) == 0
+    assert step_time.main(["--modern", "--rules", "lion,soap", "--libraries", "ours,heavyball"]) == 0
+    assert plans[0] == AFTER_2019
+    assert (plans[1].rules, plans[1].libraries) == (("lion", "soap"), ("ours", "heavyball"))
+    with pytest.raises(SystemExit):
+        step_time.main(["--modern", "--compile"])
+
+
+def test_rules_of_after_2019_stand_beside_both_adamw_and_slow_ones_take_fewer_rounds(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[float, Any] = {}
+
+    def measure(builds: Any, sizes: Any, setting: Any, *, streams: float, rounds: int, **_: Any) -> Any:
+        asked[streams] = (rounds, set(builds))
+        return {name: [1.0] for name in [*builds, "machine_scale"]}
+
+    monkeypatch.setattr(step_time, "session", measure)
+    small = {"shapes": ("attention", "cnn"), "threads": (1,), "libraries": candidates.OWN, "quick": True}
+    plan = dataclasses.replace(AFTER_2019, rules=("lamb", "muon_average"), rounds=9, **small)
+    record = records.read(step_time.run(plan))
+    anchors = {summary.ANCHOR, summary.OWN_ANCHOR}
+    assert plan.rules_on("attention") == ["muon_average"]
+    assert (asked[11][0], asked[7][0]) == (9, 3)
+    assert anchors <= asked[11][1]
+    assert anchors | {summary.PLAIN} <= asked[7][1]
+    assert record.get("attention.t1.muon_average.ours_fused.over_plain") == 1
+    assert record.get("cnn.t1.lamb.ours_fused.per_byte") == pytest.approx(7 / 11, rel=1e-3)
+
+
 def test_first_steps_of_compiled_rules_are_measured_without_their_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +178,9 @@ def test_settings_of_a_cpu_are_thread_counts_and_a_gpu_has_one() -> None:
         (["--threads", "0"], "--threads must be whole numbers of at least 1"),
         (["--rounds", "many"], "--rounds must be whole numbers of at least 1"),
         (["--device", "cuda"], "there is no device 'cuda'"),
+        (["--modern", "--rules", "adam"], "--rules: there is no 'adam'; there are lion, signum"),
+        (["--rules", "lion"], "--rules: there is no 'lion'; there are sgd, adam"),
+        (["--shapes", "gpt2", "--rules", "adam"], "adam: not measured on gpt2; name other --shapes"),
     ],
 )
 def test_a_wrong_word_is_one_line(
@@ -205,5 +252,5 @@ def test_what_is_kept_depends_on_every_module_of_the_benchmark(
 
 
 def test_a_gpu_measures_every_rule_on_every_model() -> None:
-    assert Plan().rules_on("gpt2") == list(step_time.FEW["gpt2"])
+    assert Plan().rules_on("gpt2") == ["adamw", "nadam"]
     assert Plan(device="cuda").rules_on("gpt2") == list(Plan().rules)

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import candidates, summary, targets
-from benchmarks.rules import RULES
-from benchmarks.shapes import SHAPES
+from benchmarks.modern import MODERN
+from benchmarks.plan import AFTER_2019, KNOWN, Plan
 from experiments import records
 from experiments.records import Record
 
@@ -91,11 +91,68 @@ def test_candidates_of_different_rounds_are_an_error() -> None:
         summary.quartiles([1.0, 2.0], [1.0])
 
 
-@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: target.says)
-def test_every_goal_asks_for_something_that_is_measured(target: targets.Target) -> None:
-    shapes, *_, rule, candidate, _ = target.key.removeprefix("process.").split(".")
-    assert shapes in SHAPES
-    assert candidate in candidates.of(RULES[rule])
+def test_the_fused_step_is_held_against_the_fastest_of_all_others() -> None:
+    """torch's or not: half a second slower than kozistr's in the first round, three and a half in the last."""
+    get = record_of(SECONDS).get
+    assert get("cnn.t1.adam.peer") == "kozistr"
+    assert [get(f"cnn.t1.adam.ours_fused.over_peer{end}") for end in ("_low", "", "_high")] == [1.333, 2.0, 2.667]
+    assert summary.peer(without("kozistr")) == "torch_foreach"
+    assert summary.peer({**SECONDS, summary.COMPILED: [0.1] * 5}) == "kozistr"
+    assert summary.peer(without("kozistr", "torch_foreach", "torch_loop")) is None
+
+
+def test_per_byte_is_beside_our_adamw_which_moves_seven_streams() -> None:
+    seconds = {**SECONDS, summary.OWN_ANCHOR: [2.0, 4.0, 6.0, 8.0, 10.0], summary.PLAIN: [1.0, 2.0, 2.0, 2.0, 2.0]}
+    record = Record("speed_modern", "standard", {})
+    summary.add(record, "cnn.t1.lion", seconds, values=1000, streams=5)
+    assert record.get("cnn.t1.lion.ours_fused.per_byte") == 0.7  # half of the time for 5/7 of the bytes
+    assert record.get("cnn.t1.lion.ours_fused.over_plain") == 1.5
+    keys = record_of(SECONDS).keys()
+    assert not [key for key in keys if "per_byte" in key or "over_plain" in key]
+
+
+def test_the_table_of_peers_names_the_fastest() -> None:
+    record = Record("speed_modern", "standard", {})
+    summary.add(record, "cnn.t1.lion", {**SECONDS, summary.OWN_ANCHOR: [2.0] * 5}, values=1000, streams=5)
+    summary.add(record, "cnn.t1.muon", {"ours_fused": [1.0], "machine_axpy": [1.0]}, values=1000, streams=5)
+    head, _, *rows = summary.peers_table(record, "cnn", "t1", {"lion": "Lion"}).splitlines()
+    assert len(rows) == 1  # nobody else's Muon was measured
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (head, *rows)]
+    assert dict(zip(*cells, strict=True)) == {
+        "Rule": "Lion",
+        "ours, ms": "3,000.0",
+        "÷ torch's fused AdamW": "0.50",
+        "per byte ÷ our AdamW": "2.10",
+        "others' best, ms": "1,500.0 (`kozistr`)",
+        "times as fast": "0.5",
+    }
+    assert summary.peers_table(record, "gpt2", "t1", {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("plan", "target"),
+    [(Plan(), target) for target in targets.TARGETS] + [(AFTER_2019, target) for target in targets.MODERN_TARGETS],
+    ids=lambda value: getattr(value, "says", ""),
+)
+def test_every_goal_asks_for_something_that_is_measured(plan: Plan, target: targets.Target) -> None:
+    shapes, *_, rule, candidate, figure = target.key.removeprefix("process.").split(".")
+    assert shapes in plan.shapes
+    assert rule in (plan.own_processes if target.key.startswith("process.") else plan.rules_on(shapes))
+    names = candidates.of(KNOWN[rule])
+    assert candidate in names
+    assert summary.PLAIN in names or figure != "over_plain"
+    assert plan.modern or figure != "per_byte"
+
+
+def test_the_goals_of_a_record_are_its_own() -> None:
+    record = measured(resnet50__t1__lion__ours_fused__per_byte=1.0, resnet50__t1__lamb__ours_fused__over_adamw=1.8)
+    assert targets.count(record, {"t1": ""}) == (0, 0)
+    assert targets.count(record, {"t1": ""}, targets.MODERN_TARGETS) == (1, 2)
+    lines = targets.table(record, {"t1": "1"}, targets.MODERN_TARGETS).replace("\u00a0", " ").splitlines()
+    assert len(lines) == 2 + len(targets.MODERN_TARGETS)
+    assert "| Lion: time per byte ÷ our AdamW's | ≤ 1.1 | 1.00 ✓ met |" in lines
+    assert "| LAMB: time ÷ torch's fused AdamW | ≤ 1.7 | 1.80 ✗ missed |" in lines
+    assert {target.key.split(".")[2] for target in targets.MODERN_TARGETS} <= set(MODERN)
 
 
 def lines_of(record: Record, settings: dict[str, str]) -> list[str]:

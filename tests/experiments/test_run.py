@@ -68,6 +68,10 @@ def files(folder: Path) -> set[str]:
             ["publish", "--only", "speed"],
             "speed is measured at scale standard: make publish SCALE=standard ONLY=speed",
         ),
+        (
+            ["publish", "--only", "speed_modern", "--scale", "standard"],
+            "speed_modern has no record at scale standard: run `python -m benchmarks.step_time --modern`",
+        ),
         (["run", "tiny", "-p", "device", "gpu"], "there is no device 'gpu' here: write cpu, or cuda"),
         (["reproduce", "--device", "meta"], "there is no device 'meta' here"),
         (

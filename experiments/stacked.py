@@ -2,7 +2,8 @@
 
 A small network leaves most of the machine idle; n of them as one batched product do not. Every rule that works
 coordinate by coordinate then steps all networks with one call of one optimizer, and its noise and masks, which are
-functions of the coordinate, differ from network to network.
+functions of the coordinate, differ from network to network. With `Rates` they also differ in the learning rate, so
+that a whole grid is one training run.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from experiments import models
 from experiments.data import Dataset
 from experiments.training import CHECK_EVERY, History, autocast, deterministic, resident
+from optimizers import Place, Stage
 
 
 class StackedMLP(nn.Module):
@@ -51,6 +53,29 @@ class StackedMLP(nn.Module):
                 h = torch.baddbmm(bias, x if first else h.relu(), weight.transpose(1, 2))
             first = False
         return h
+
+
+class Rates(Stage):
+    """A learning rate of its own for every network of a stack: the update of network i is multiplied by `rates[i]`.
+
+    It takes the place of a learning rate: the optimizer's is then 1, or what a schedule makes of that. Not for a rule
+    that asks for its learning rate, such as AdaBound.
+    """
+
+    place = Place.STEP_SIZE
+    state = ("rate",)
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+
+    def initial(self, name: str, param: Tensor) -> Tensor:
+        rates = torch.tensor(self.rates, dtype=param.dtype, device=param.device)
+        return rates.view(-1, *[1] * (param.dim() - 1)).expand_as(param).clone()
+
+    @staticmethod
+    def update(update: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        return rate * update, rate
 
 
 def train(

@@ -9,6 +9,7 @@ that a whole grid is one training run.
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,29 @@ class Rates(Stage):
     @staticmethod
     def update(update: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         return rate * update, rate
+
+
+def train_grid(
+    make: Callable[..., Optimizer],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    ds: Dataset,
+    *,
+    hidden: tuple[int, ...],
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> dict[float, list[History]]:
+    """By learning rate the histories of networks with these seeds, all trained as one stack.
+
+    `make(params, lr=…, extensions=…)` makes the optimizer, `options` are those of `train`. Networks of a single seed
+    see the same batches.
+    """
+    pairs = [(rate, seed) for rate in rates for seed in seeds]
+    model = StackedMLP([seed for _, seed in pairs], ds.x_train[0].numel(), hidden, ds.classes).to(device)
+    optimizer = make(model.parameters(), lr=1.0, extensions=[Rates([rate for rate, _ in pairs])])
+    options = {"shared_batches": len(set(seeds)) == 1, **options}
+    histories = iter(train(model, optimizer, ds, device=device, **options))
+    return {rate: [next(histories) for _ in seeds] for rate in rates}
 
 
 def train(

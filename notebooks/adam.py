@@ -62,10 +62,17 @@ class Uncorrected(AdamDirection):
         return exp_avg / (exp_avg_sq.sqrt() + eps), exp_avg, exp_avg_sq
 
 
-def steps(stage, *sequences):
-    """The length of every step, in units of the learning rate, on sequences of gradients side by side."""
+def steps(stage, *sequences, silence=0):
+    """The length of every step, in units of the learning rate, on sequences of gradients side by side.
+
+    Before them comes a silence of so many gradients of 0. Of those all averages stay 0, and only t counts.
+    """
     theta = torch.zeros(len(sequences), dtype=torch.float64, requires_grad=True)
     optimizer = Chain([theta], [stage], lr=1.0)
+    if silence:
+        theta.grad = torch.zeros_like(theta)
+        optimizer.step()
+        optimizer.state[theta]["step"].fill_(silence)
     lengths = []
     for gradient in torch.tensor(sequences, dtype=torch.float64).T.contiguous():
         before = theta.detach().clone()
@@ -91,9 +98,9 @@ first = [length for (length,) in steps(AdamDirection(**exact), *([10.0**k] for k
 record.metric("first_step.worst_deviation", max(abs(length - 1) for length in first))
 record.metric("first_step.uncorrected", uncorrected)
 
-silent = [0.0] * 9999 + [1.0]
-rising = [0.0] * 9700 + [(0.999 / 0.9) ** k for k in range(300)]
-sparse, growing = (lengths[-1] for lengths in steps(AdamDirection(**exact), silent, rising))
+silent = [0.0] * 299 + [1.0]
+rising = [(0.999 / 0.9) ** k for k in range(300)]
+sparse, growing = (lengths[-1] for lengths in steps(AdamDirection(**exact), silent, rising, silence=9700))
 record.metric("sparse_step.length", sparse)
 record.metric("sparse_step.bound", bound)
 
@@ -188,7 +195,6 @@ record.curve(
 # %%
 dataset = data.load(SETTINGS["dataset"])
 record.uses(dataset)
-features = dataset.x_train[0].numel()
 HIDDEN = {"logistic": (), "mlp": tuple(SETTINGS["hidden"])}
 DECAY = {"logistic": "1/√t", "mlp": None}
 OPTIMIZERS = {  # how to make it, and the middle of its grid (a power of √10) on each model
@@ -205,14 +211,14 @@ def inverse_sqrt(optimizer):
 
 
 def train(model, make, rates, run_seeds, epochs):
-    """A history for every pair of a learning rate and a seed; all these networks are trained at once."""
-    net = stacked.StackedMLP(run_seeds, features, HIDDEN[model], dataset.classes).to(device)
-    return stacked.train(
-        net,
-        make(net.parameters(), lr=1.0, extensions=[stacked.Rates(rates)]),
+    """By learning rate a history for every seed; all these networks are trained at once."""
+    return stacked.train_grid(
+        make,
+        rates,
+        run_seeds,
         dataset,
+        hidden=HIDDEN[model],
         epochs=epochs,
-        shared_batches=len(set(run_seeds)) == 1,
         device=device,
         schedule=inverse_sqrt if DECAY[model] else None,
     )
@@ -232,8 +238,8 @@ def tune(model, name, tuning_seed=1000, points=5):
     middle, losses = middles[model], {}
     todo = list(range(middle - points // 2, middle + points // 2 + 1))
     while todo:
-        runs = train(model, make, [10 ** (k / 2) for k in todo], [tuning_seed] * len(todo), SETTINGS["epochs"])
-        losses |= zip(todo, map(final_loss, runs), strict=True)
+        runs = train(model, make, [10 ** (k / 2) for k in todo], [tuning_seed], SETTINGS["epochs"])
+        losses |= {k: final_loss(run) for k, (run,) in zip(todo, runs.values(), strict=True)}
         best = min(losses, key=losses.__getitem__)
         todo = [k for k in (best - 1, best + 1) if k not in losses and abs(k - middle) <= 6]
     return best, dict(sorted(losses.items()))
@@ -244,7 +250,7 @@ loss = {}
 for model in HIDDEN:
     for name, (make, _) in OPTIMIZERS.items():
         best, tried = tune(model, name)
-        runs = train(model, make, [10 ** (best / 2)] * len(seeds), seeds, SETTINGS["epochs"])
+        (runs,) = train(model, make, [10 ** (best / 2)], seeds, SETTINGS["epochs"]).values()
         loss[model, name] = [final_loss(run) for run in runs]
         record.metric(f"{model}.{name}.lr", 10 ** (best / 2))
         record.metric(f"{model}.{name}.final_loss", loss[model, name])
@@ -275,17 +281,11 @@ exponents = list(range(-15, -1))
 
 def stable_and_losses(stage, beta2):
     """For every seed, the largest stable learning rate, as a power of 2, and the final loss at every one."""
-    histories = train(
-        "mlp",
-        lambda p, **own: Chain(p, [stage((0.9, beta2), 1e-8)], **own),
-        [2.0**k for _ in seeds for k in exponents],
-        [seed for seed in seeds for _ in exponents],
-        SETTINGS["bias_epochs"],
-    )
+    rates, make = [2.0**k for k in exponents], lambda p, **own: Chain(p, [stage((0.9, beta2), 1e-8)], **own)
     results = []
-    for first in range(0, len(histories), len(exponents)):
+    for histories in zip(*train("mlp", make, rates, seeds, SETTINGS["bias_epochs"]).values(), strict=True):
         largest, losses = None, []
-        for k, history in zip(exponents, histories[first:], strict=False):
+        for k, history in zip(exponents, histories, strict=True):
             fifth = history.train_loss[-(len(history.train_loss) // 5) :]
             losses.append(math.inf if history.diverged else sum(fifth) / len(fifth))
             if not history.diverged and max(history.train_loss) <= 1.25 * history.train_loss[0]:

@@ -2,12 +2,14 @@
 
 A small network leaves most of the machine idle; n of them as one batched product do not. Every rule that works
 coordinate by coordinate then steps all networks with one call of one optimizer, and its noise and masks, which are
-functions of the coordinate, differ from network to network.
+functions of the coordinate, differ from network to network. With `Rates` they also differ in the learning rate, so
+that a whole grid is one training run.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from experiments import models
 from experiments.data import Dataset
 from experiments.training import CHECK_EVERY, History, autocast, deterministic, resident
+from optimizers import Place, Stage
 
 
 class StackedMLP(nn.Module):
@@ -51,6 +54,52 @@ class StackedMLP(nn.Module):
                 h = torch.baddbmm(bias, x if first else h.relu(), weight.transpose(1, 2))
             first = False
         return h
+
+
+class Rates(Stage):
+    """A learning rate of its own for every network of a stack: the update of network i is multiplied by `rates[i]`.
+
+    It takes the place of a learning rate: the optimizer's is then 1, or what a schedule makes of that. Not for a rule
+    that asks for its learning rate, such as AdaBound.
+    """
+
+    place = Place.STEP_SIZE
+    state = ("rate",)
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+
+    def initial(self, name: str, param: Tensor) -> Tensor:
+        rates = torch.tensor(self.rates, dtype=param.dtype, device=param.device)
+        return rates.view(-1, *[1] * (param.dim() - 1)).expand_as(param).clone()
+
+    @staticmethod
+    def update(update: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        return rate * update, rate
+
+
+def train_grid(
+    make: Callable[..., Optimizer],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    ds: Dataset,
+    *,
+    hidden: tuple[int, ...],
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> dict[float, list[History]]:
+    """By learning rate the histories of networks with these seeds, all trained as one stack.
+
+    `make(params, lr=…, extensions=…)` makes the optimizer, `options` are those of `train`. Networks of a single seed
+    see the same batches.
+    """
+    pairs = [(rate, seed) for rate in rates for seed in seeds]
+    model = StackedMLP([seed for _, seed in pairs], ds.x_train[0].numel(), hidden, ds.classes).to(device)
+    optimizer = make(model.parameters(), lr=1.0, extensions=[Rates([rate for rate, _ in pairs])])
+    options = {"shared_batches": len(set(seeds)) == 1, **options}
+    histories = iter(train(model, optimizer, ds, device=device, **options))
+    return {rate: [next(histories) for _ in seeds] for rate in rates}
 
 
 def train(

@@ -24,6 +24,7 @@ device = "cpu"
 out = "adabound.json"  # where the record goes, relative to the working directory
 
 # %%
+import functools
 import math
 
 import numpy as np
@@ -251,6 +252,15 @@ def train(make, final_lr=None, rows=None):
     ]
 
 
+def train_all(make, rates):
+    """`train` at every learning rate, all networks at once."""
+    if scale == "paper":
+        return {lr: train(functools.partial(make, lr=lr)) for lr in rates}
+    options = {"epochs": SETTINGS["epochs"], "batch_size": SETTINGS["batch"], "device": device, "schedule": drop}
+    run_seeds, hidden = [*choosing, *seeds], (SETTINGS["hidden"],)
+    return stacked.train_grid(make, rates, run_seeds, dataset, hidden=hidden, **options)
+
+
 def loss_of(history, part):
     """Mean mini-batch loss over a slice of the steps; infinite for a run that diverged."""
     return math.inf if history.diverged else float(np.mean(history.train_loss[part]))
@@ -272,7 +282,7 @@ def best(runs):
 FIVE = (0.01, 0.03, 0.1, 0.3, 1.0)  # α of SGD and α* of AdaBound, for the question how much they matter
 TENTH = {0.01: 0.001, 0.03: 0.003, 0.1: 0.01, 0.3: 0.03, 1.0: 0.1, 3.0: 0.3}  # α* → α*(1 − β₁)
 seen = {}
-sgd = {lr: train(lambda p, lr=lr: SGD(p, lr, momentum=0.9, weight_decay=5e-4)) for lr in (0.001, 0.003, *FIVE)}
+sgd = train_all(functools.partial(SGD, momentum=0.9, weight_decay=5e-4), (0.001, 0.003, *FIVE))
 adam = {}
 for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2):
     adam[lr] = train(lambda p, lr=lr: Adam(p, lr, weight_decay=5e-4), 0.1, seen.setdefault(("adam", lr), []))

@@ -24,6 +24,7 @@ device = "cpu"
 out = "adabound_sgd.json"  # where the record goes, relative to the working directory
 
 # %%
+import functools
 import math
 from fractions import Fraction
 
@@ -263,6 +264,15 @@ def train(make):
     return histories
 
 
+def train_all(make, rates):
+    """`train` at every learning rate, all networks at once."""
+    if scale == "paper":
+        return {lr: train(functools.partial(make, lr=lr)) for lr in rates}
+    options = {"epochs": SETTINGS["epochs"], "batch_size": SETTINGS["batch"], "device": device, "schedule": drop}
+    run_seeds, hidden = [*choosing, *seeds], (SETTINGS["hidden"],)
+    return stacked.train_grid(make, rates, run_seeds, dataset, hidden=hidden, **options)
+
+
 def end_loss(history):
     """Mean mini-batch loss of the last epoch; infinite for a run that diverged."""
     return math.inf if history.diverged else float(np.mean(history.train_loss[-per_epoch:]))
@@ -274,7 +284,7 @@ def best(runs):
 
 
 DECAY = 5e-4
-adam_lr = best({lr: train(lambda p, lr=lr: Adam(p, lr, weight_decay=DECAY)) for lr in (3e-4, 1e-3, 1e-2, 3e-2)})
+adam_lr = best(train_all(functools.partial(Adam, weight_decay=DECAY), (3e-4, 1e-3, 1e-2, 3e-2)))
 
 
 def bounded(star, gamma):
@@ -283,7 +293,7 @@ def bounded(star, gamma):
 
 STARS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 adabound = {star: bounded(star, 1e-3 * longer) for star in STARS}
-csgd = {lr: train(lambda p, lr=lr: Chain(p, [L2(DECAY), CSGD()], lr=lr)) for lr in STARS}
+csgd = train_all(lambda p, **own: Chain(p, [L2(DECAY), CSGD()], **own), STARS)
 star, csgd_lr = best(adabound), best(csgd)
 arms = {
     "adabound": adabound[star],

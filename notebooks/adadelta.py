@@ -24,6 +24,7 @@ device = "cpu"
 out = "adadelta.json"  # where the record goes, relative to the working directory
 
 # %%
+import functools
 import math
 
 import torch
@@ -228,29 +229,30 @@ print("settled:", dict(zip([f"{h:.1f}" for h in curvatures], settled[-1].abs().t
 # %%
 dataset = data.load(SETTINGS["dataset"])
 record.uses(dataset)
-features, guessing = dataset.x_train[0].numel(), 1 - 1 / dataset.classes
+guessing = 1 - 1 / dataset.classes
 
 
-def errors(make):
-    """Test error after every epoch, one list per seed; that of guessing from a divergence on."""
-    net = stacked.StackedMLP(seeds, features, tuple(SETTINGS["hidden"]), dataset.classes).to(device)
-    histories = stacked.train(
-        net, make(net.parameters()), dataset, epochs=SETTINGS["epochs"], batch_size=100, device=device
-    )
-    lines = [[1 - epoch["test_accuracy"] for epoch in history.epoch] for history in histories]
-    return [line + [guessing] * (SETTINGS["epochs"] - len(line)) for line in lines]
+def errors(make, rates):
+    """By learning rate the test error after every epoch, one list per seed; that of guessing from a divergence on."""
+    epochs, hidden = SETTINGS["epochs"], tuple(SETTINGS["hidden"])
+    options = {"hidden": hidden, "epochs": epochs, "batch_size": 100, "device": device}
+    found = {}
+    for rate, histories in stacked.train_grid(make, rates, seeds, dataset, **options).items():
+        lines = [[1 - epoch["test_accuracy"] for epoch in history.epoch] for history in histories]
+        found[rate] = [line + [guessing] * (epochs - len(line)) for line in lines]
+    return found
 
 
 RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 RATED = {
-    "sgd": lambda lr: lambda p: SGD(p, lr=lr),
-    "momentum": lambda lr: lambda p: SGD(p, lr=lr, momentum=0.9),
-    "adagrad": lambda lr: lambda p: Adagrad(p, lr=lr),
+    "sgd": lambda p, **own: SGD(p, **own),
+    "momentum": lambda p, **own: SGD(p, momentum=0.9, **own),
+    "adagrad": lambda p, **own: Adagrad(p, **own),
 }
-grids = {name: {lr: errors(make(lr)) for lr in RATES} for name, make in RATED.items()}
+grids = {name: errors(make, RATES) for name, make in RATED.items()}
 EPSILONS, RHOS = [1e-8, 1e-6, 1e-4, 1e-2], [0.9, 0.95, 0.99]
 grids["adadelta"] = {
-    (eps, rho): errors(lambda p, eps=eps, rho=rho: Adadelta(p, rho=rho, eps=eps))
+    (eps, rho): errors(functools.partial(Adadelta, rho=rho, eps=eps), [1.0])[1.0]
     for rho in RHOS
     for eps in EPSILONS
 }

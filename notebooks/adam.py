@@ -29,7 +29,7 @@ import math
 
 import torch
 
-from experiments import data, models, problems, records, training
+from experiments import data, problems, records, stacked, training
 from optimizers import SGD, Adagrad, Adam, Chain, RMSprop
 from optimizers.adam import AdamDirection
 
@@ -62,10 +62,17 @@ class Uncorrected(AdamDirection):
         return exp_avg / (exp_avg_sq.sqrt() + eps), exp_avg, exp_avg_sq
 
 
-def steps(stage, *sequences):
-    """The length of every step, in units of the learning rate, on sequences of gradients side by side."""
+def steps(stage, *sequences, silence=0):
+    """The length of every step, in units of the learning rate, on sequences of gradients side by side.
+
+    Before them comes a silence of so many gradients of 0. Of those all averages stay 0, and only t counts.
+    """
     theta = torch.zeros(len(sequences), dtype=torch.float64, requires_grad=True)
     optimizer = Chain([theta], [stage], lr=1.0)
+    if silence:
+        theta.grad = torch.zeros_like(theta)
+        optimizer.step()
+        optimizer.state[theta]["step"].fill_(silence)
     lengths = []
     for gradient in torch.tensor(sequences, dtype=torch.float64).T.contiguous():
         before = theta.detach().clone()
@@ -91,9 +98,9 @@ first = [length for (length,) in steps(AdamDirection(**exact), *([10.0**k] for k
 record.metric("first_step.worst_deviation", max(abs(length - 1) for length in first))
 record.metric("first_step.uncorrected", uncorrected)
 
-silent = [0.0] * 9999 + [1.0]
-rising = [0.0] * 9700 + [(0.999 / 0.9) ** k for k in range(300)]
-sparse, growing = (lengths[-1] for lengths in steps(AdamDirection(**exact), silent, rising))
+silent = [0.0] * 299 + [1.0]
+rising = [(0.999 / 0.9) ** k for k in range(300)]
+sparse, growing = (lengths[-1] for lengths in steps(AdamDirection(**exact), silent, rising, silence=9700))
 record.metric("sparse_step.length", sparse)
 record.metric("sparse_step.bound", bound)
 
@@ -188,18 +195,14 @@ record.curve(
 # %%
 dataset = data.load(SETTINGS["dataset"])
 record.uses(dataset)
-features = dataset.x_train[0].numel()
-MODELS = {
-    "logistic": lambda seed: models.logistic(features, dataset.classes, seed=seed),
-    "mlp": lambda seed: models.mlp(features, tuple(SETTINGS["hidden"]), dataset.classes, seed=seed),
-}
+HIDDEN = {"logistic": (), "mlp": tuple(SETTINGS["hidden"])}
 DECAY = {"logistic": "1/√t", "mlp": None}
 OPTIMIZERS = {  # how to make it, and the middle of its grid (a power of √10) on each model
-    "SGD": (lambda p, lr: SGD(p, lr=lr), {"logistic": 1, "mlp": -1}),
-    "Nesterov": (lambda p, lr: SGD(p, lr=lr, momentum=0.9, nesterov=True), {"logistic": 0, "mlp": -2}),
-    "Adagrad": (lambda p, lr: Adagrad(p, lr=lr), {"logistic": -1, "mlp": -2}),
-    "RMSprop": (lambda p, lr: RMSprop(p, lr=lr, alpha=0.9), {"logistic": -1, "mlp": -4}),
-    "Adam": (lambda p, lr: Adam(p, lr=lr), {"logistic": -1, "mlp": -4}),
+    "SGD": (lambda p, **own: SGD(p, **own), {"logistic": 1, "mlp": -1}),
+    "Nesterov": (lambda p, **own: SGD(p, momentum=0.9, nesterov=True, **own), {"logistic": 0, "mlp": -2}),
+    "Adagrad": (lambda p, **own: Adagrad(p, **own), {"logistic": -1, "mlp": -2}),
+    "RMSprop": (lambda p, **own: RMSprop(p, alpha=0.9, **own), {"logistic": -1, "mlp": -4}),
+    "Adam": (lambda p, **own: Adam(p, **own), {"logistic": -1, "mlp": -4}),
 }
 
 
@@ -207,19 +210,17 @@ def inverse_sqrt(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) ** -0.5)
 
 
-def train(model, name, exponent, seed):
-    net = MODELS[model](seed)
-    optimizer = OPTIMIZERS[name][0](net.parameters(), lr=10 ** (exponent / 2))
-    return training.train(
-        net,
-        optimizer,
+def train(model, make, rates, run_seeds, epochs):
+    """By learning rate a history for every seed; all these networks are trained at once."""
+    return stacked.train_grid(
+        make,
+        rates,
+        run_seeds,
         dataset,
-        epochs=SETTINGS["epochs"],
-        seed=seed,
+        hidden=HIDDEN[model],
+        epochs=epochs,
         device=device,
         schedule=inverse_sqrt if DECAY[model] else None,
-        evaluate=False,
-        progress=False,
     )
 
 
@@ -233,11 +234,12 @@ def final_loss(history):
 
 def tune(model, name, tuning_seed=1000, points=5):
     """The best learning rate, as a power of √10, and the loss at each one tried."""
-    middle = OPTIMIZERS[name][1][model]
-    losses = {}
+    make, middles = OPTIMIZERS[name]
+    middle, losses = middles[model], {}
     todo = list(range(middle - points // 2, middle + points // 2 + 1))
     while todo:
-        losses |= {k: final_loss(train(model, name, k, tuning_seed)) for k in todo}
+        runs = train(model, make, [10 ** (k / 2) for k in todo], [tuning_seed], SETTINGS["epochs"])
+        losses |= {k: final_loss(run) for k, (run,) in zip(todo, runs.values(), strict=True)}
         best = min(losses, key=losses.__getitem__)
         todo = [k for k in (best - 1, best + 1) if k not in losses and abs(k - middle) <= 6]
     return best, dict(sorted(losses.items()))
@@ -245,10 +247,10 @@ def tune(model, name, tuning_seed=1000, points=5):
 
 # %%
 loss = {}
-for model in MODELS:
-    for name in OPTIMIZERS:
+for model in HIDDEN:
+    for name, (make, _) in OPTIMIZERS.items():
         best, tried = tune(model, name)
-        runs = [train(model, name, best, seed) for seed in seeds]
+        (runs,) = train(model, make, [10 ** (best / 2)], seeds, SETTINGS["epochs"]).values()
         loss[model, name] = [final_loss(run) for run in runs]
         record.metric(f"{model}.{name}.lr", 10 ** (best / 2))
         record.metric(f"{model}.{name}.final_loss", loss[model, name])
@@ -277,27 +279,23 @@ for model in MODELS:
 exponents = list(range(-15, -1))
 
 
-def stable_and_losses(stage, beta2, seed):
-    """The largest stable learning rate, as a power of 2, and the final loss at every one."""
-    largest, losses = None, []
-    for k in exponents:
-        net = MODELS["mlp"](seed)
-        optimizer = Chain(net.parameters(), [stage((0.9, beta2), 1e-8)], lr=2.0**k)
-        history = training.train(
-            net, optimizer, dataset, epochs=SETTINGS["bias_epochs"], seed=seed, device=device, evaluate=False,
-            progress=False,
-        )  # fmt: skip
-        fifth = history.train_loss[-(len(history.train_loss) // 5) :]
-        losses.append(math.inf if history.diverged else sum(fifth) / len(fifth))
-        if not history.diverged and max(history.train_loss) <= 1.25 * history.train_loss[0]:
-            largest = k
-    return largest, losses
+def stable_and_losses(stage, beta2):
+    """For every seed, the largest stable learning rate, as a power of 2, and the final loss at every one."""
+    rates, make = [2.0**k for k in exponents], lambda p, **own: Chain(p, [stage((0.9, beta2), 1e-8)], **own)
+    results = []
+    for histories in zip(*train("mlp", make, rates, seeds, SETTINGS["bias_epochs"]).values(), strict=True):
+        largest, losses = None, []
+        for k, history in zip(exponents, histories, strict=True):
+            fifth = history.train_loss[-(len(history.train_loss) // 5) :]
+            losses.append(math.inf if history.diverged else sum(fifth) / len(fifth))
+            if not history.diverged and max(history.train_loss) <= 1.25 * history.train_loss[0]:
+                largest = k
+        results.append((largest, losses))
+    return results
 
 
 for beta2 in (0.99, 0.9999):
-    runs = {
-        stage: [stable_and_losses(stage, beta2, seed) for seed in seeds] for stage in (AdamDirection, Uncorrected)
-    }
+    runs = {stage: stable_and_losses(stage, beta2) for stage in (AdamDirection, Uncorrected)}
     pairs = list(zip(runs[AdamDirection], runs[Uncorrected], strict=True))
     halvings = [a[0] - b[0] for a, b in pairs]
     record.metric(f"bias.{key(beta2)}.stable_halvings", halvings)

@@ -23,12 +23,13 @@ device = "cpu"
 out = "amsgrad.json"  # where the record goes, relative to the working directory
 
 # %%
+import functools
 import math
 from itertools import pairwise
 
 import torch
 
-from experiments import data, models, problems, records, training
+from experiments import data, problems, records, stacked, training
 from optimizers import Adam, AMSGrad, Chain
 from optimizers.adam import AdamDirection
 from optimizers.amsgrad import AMSGradDirection
@@ -275,16 +276,12 @@ for name, rates in (
 # %%
 dataset = data.load(SETTINGS["dataset"])
 record.uses(dataset)
-features = dataset.x_train[0].numel()
-MODELS = {
-    "logistic": lambda seed: models.logistic(features, dataset.classes, seed=seed),
-    "mlp": lambda seed: models.mlp(features, (100,), dataset.classes, seed=seed),
-}
+HIDDEN = {"logistic": (), "mlp": (100,)}
 MIDDLE = {"logistic": -3, "mlp": -5}  # of the grid of learning rates, a power of √10
 RULES = {
-    "amsgrad": lambda p, lr, beta2: AMSGrad(p, lr=lr, betas=(0.9, beta2)),
-    "adam": lambda p, lr, beta2: Chain(p, [Uncorrected((0.9, beta2), 1e-8)], lr=lr),
-    "corrected": lambda p, lr, beta2: Adam(p, lr=lr, betas=(0.9, beta2)),
+    "amsgrad": lambda p, beta2, **own: AMSGrad(p, betas=(0.9, beta2), **own),
+    "adam": lambda p, beta2, **own: Chain(p, [Uncorrected((0.9, beta2), 1e-8)], **own),
+    "corrected": lambda p, beta2, **own: Adam(p, betas=(0.9, beta2), **own),
 }
 
 
@@ -292,19 +289,19 @@ def inverse_sqrt(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) ** -0.5)
 
 
-def train(model, rule, exponent, beta2, seed, evaluate=False):
-    net = MODELS[model](seed)
-    return training.train(
-        net,
-        RULES[rule](net.parameters(), 10 ** (exponent / 2), beta2),
+def train(model, rule, exponents, beta2, run_seeds):
+    """For every learning rate, a power of √10, a history for every seed; all these networks are trained at once."""
+    runs = stacked.train_grid(
+        functools.partial(RULES[rule], beta2=beta2),
+        [10 ** (k / 2) for k in exponents],
+        run_seeds,
         dataset,
+        hidden=HIDDEN[model],
         epochs=SETTINGS["epochs"],
-        seed=seed,
         device=device,
         schedule=inverse_sqrt if model == "logistic" else None,
-        evaluate=evaluate,
-        progress=False,
     )
+    return list(runs.values())
 
 
 def final_loss(history):
@@ -320,19 +317,20 @@ def tune(model, rule, beta2, tuning_seed=1000):
     middle = MIDDLE[model]
     losses, todo = {}, [middle - 1, middle, middle + 1]
     while todo:
-        losses |= {k: final_loss(train(model, rule, k, beta2, tuning_seed)) for k in todo}
+        runs = train(model, rule, todo, beta2, [tuning_seed])
+        losses |= {k: final_loss(run) for k, (run,) in zip(todo, runs, strict=True)}
         best = min(losses, key=losses.__getitem__)
         todo = [k for k in (best - 1, best + 1) if k not in losses and abs(k - middle) <= 5]
     return dict(sorted(losses.items()))
 
 
 # %%
-for model in MODELS:
+for model in HIDDEN:
     runs = {}
     for rule in RULES:
         tried = {beta2: tune(model, rule, beta2) for beta2 in (0.99, 0.999)}
         loss, beta2, best = min((loss, beta2, k) for beta2 in tried for k, loss in tried[beta2].items())
-        runs[rule] = [train(model, rule, best, beta2, seed, evaluate=True) for seed in seeds]
+        (runs[rule],) = train(model, rule, [best], beta2, seeds)
         record.metric(f"{model}.{rule}_lr", 10 ** (best / 2))
         record.metric(f"{model}.{rule}_beta2", beta2)
         x = training.downsample(runs[rule][0].train_loss, 30)[0]

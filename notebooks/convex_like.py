@@ -24,12 +24,12 @@ device = "cpu"
 out = "convex_like.json"  # where the record goes, relative to the working directory
 
 # %%
-import dataclasses
 import math
 
 import torch
+from torch.nn import functional as F
 
-from experiments import data, models, records, training
+from experiments import data, records, stacked
 from optimizers import SGD, Adam
 
 SETTINGS = {  # `hidden`: widths of the networks on images
@@ -233,22 +233,23 @@ record.metric("levenberg.narrow_reached", sum(loss < 1e-5 for loss in narrow))
 
 # %%
 def stationary(x, y, starts=60):
-    """θ, shape (8,), of a network with one neuron at which the gradient is zero and the loss is not."""
-    f = lambda theta: gradient(theta, x, y)[0]  # noqa: E731
-    theta = 0.7 * initial(range(starts), 1)
+    """θ, shape (seeds, 8), of networks with one neuron at which the gradient is zero and the loss is not."""
+    f = lambda theta, x, y: gradient(theta, x, y)[0]  # noqa: E731
+    each = lambda function: torch.func.vmap(torch.func.vmap(function, in_dims=(0, None, None)))  # noqa: E731
+    theta = 0.7 * initial(range(starts), 1).repeat(len(x), 1, 1)  # (seeds, starts, 8)
     for _ in range(60):
-        grad, hessian = torch.func.vmap(torch.func.grad(f))(theta), torch.func.vmap(torch.func.hessian(f))(theta)
-        damping = 1e-3 * grad.norm(dim=1)[:, None, None] * torch.eye(theta.shape[1])
+        grad, hessian = each(torch.func.grad(f))(theta, x, y), each(torch.func.hessian(f))(theta, x, y)
+        damping = 1e-3 * grad.norm(dim=-1)[..., None, None] * torch.eye(theta.shape[-1])
         # Where weights have run off to infinity the matrix may be singular: `solve_ex` gives no error but nan.
         step = torch.linalg.solve_ex(hessian @ hessian + damping, hessian @ grad.unsqueeze(-1)).result
         theta = theta - step.squeeze(-1)
-    loss, grad = gradient(theta, x, y)
+    loss, grad = gradient(theta, x[:, None], y[:, None])
     # There the gradient fades as well; those are not stationary points.
-    found = (grad.norm(dim=1) < 1e-12) & (theta.norm(dim=1) < 20)
-    return theta[torch.where(found, loss, math.inf).argmin()]
+    found = (grad.norm(dim=-1) < 1e-12) & (theta.norm(dim=-1) < 20)
+    return theta[torch.arange(len(x)), torch.where(found, loss, math.inf).argmin(1)]
 
 
-small = torch.stack([stationary(*one) for one in zip(x, y, strict=True)])
+small = stationary(x, y)
 shares = torch.rand(20, generator=torch.Generator().manual_seed(5)) + 0.5
 inner, bias, outer, last = small.split([INPUTS, 1, 1, 1], dim=1)
 point = torch.cat([inner.repeat(1, 20), bias.repeat(1, 20), outer * shares / shares.sum(), last], dim=1)
@@ -354,21 +355,18 @@ width, steps = 16, 2000
 start = initial(seeds, width)
 largest = float((torch.linalg.svdvals(jacobian(start, x))[:, 0] ** 2).mean())
 RULES = {  # how to make it, and the middle of five learning rates
-    "SGD": (lambda groups: SGD(groups, fused=True), 1 / largest),
-    "Momentum": (lambda groups: SGD(groups, momentum=0.99, fused=True), 0.1 / largest),
-    "Adam": (lambda groups: Adam(groups, fused=True), 0.01),
+    "SGD": (lambda p, **own: SGD(p, **own), 1 / largest),
+    "Momentum": (lambda p, **own: SGD(p, momentum=0.99, **own), 0.1 / largest),
+    "Adam": (lambda p, **own: Adam(p, **own), 0.01),
 }
 shown = log_spaced(steps)
 for name, (make, middle) in RULES.items():
     lrs = [middle * 10 ** (k / 2) for k in (-2, -1, 0, 1, 2)]
-    groups = [{"params": [start.clone().requires_grad_()], "lr": lr} for lr in lrs]
-    thetas = [group["params"][0] for group in groups]
-    optimizer, losses = make(groups), []
+    theta = start.repeat(len(lrs), 1, 1).requires_grad_()
+    optimizer, losses = make([theta], lr=1.0, extensions=[stacked.Rates(lrs)], fused=True), []
     for _ in range(steps + 1):
-        loss, grads = gradient(torch.stack([theta.detach() for theta in thetas]), x, y)
+        loss, theta.grad = gradient(theta.detach(), x, y)
         losses.append(loss)
-        for theta, grad in zip(thetas, grads, strict=True):
-            theta.grad = grad
         optimizer.step()
     mean = losses[-1].mean(1).nan_to_num(nan=math.inf)
     best = int(mean.argmin())
@@ -398,38 +396,35 @@ record.uses(dataset)
 count, inputs = SETTINGS["images"], dataset.x_train[0].numel()
 outputs = count * dataset.classes
 total = SETTINGS["epochs"] * math.ceil(count / SETTINGS["batch"])
+images = dataset.images("train", device)[:count].flatten(1)
 
 
-def cosine(optimizer):
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
-
-
-def fit(hidden, lr, seed):
-    """Training error of a network of one width on labels drawn from `seed`."""
-    labels = torch.randint(dataset.classes, (count,), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
-    shuffled = dataclasses.replace(dataset, x_train=dataset.x_train[:count], y_train=labels)
-    net = models.mlp(inputs, (hidden,), dataset.classes, seed=seed).to(device)
-    training.train(
-        net,
-        Adam(net.parameters(), lr=lr, fused=True),
-        shuffled,
-        epochs=SETTINGS["epochs"],
-        batch_size=SETTINGS["batch"],
-        seed=seed,
-        device=device,
-        schedule=cosine,
-        evaluate=False,
-        progress=False,
-    )
-    images, targets = shuffled.images("train", device), shuffled.labels("train", device)
-    return 1 - training.accuracy_and_loss(net, images, targets)[0]
+def fit(hidden, lrs, run_seeds):
+    """Training errors of networks of one width on labels drawn from their seeds, all trained at once."""
+    generators = [torch.Generator().manual_seed(seed) for seed in run_seeds]
+    labels = torch.stack([torch.randint(dataset.classes, (count,), generator=g) for g in generators]).to(device)
+    orders = [torch.Generator().manual_seed(seed) for seed in run_seeds]
+    net = stacked.StackedMLP(run_seeds, inputs, (hidden,), dataset.classes).to(device)
+    optimizer = Adam(net.parameters(), lr=1.0, extensions=[stacked.Rates(lrs)], fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
+    for _ in range(SETTINGS["epochs"]):
+        order = torch.stack([torch.randperm(count, generator=g) for g in orders]).to(device)
+        for chosen in order.split(SETTINGS["batch"], dim=1):
+            optimizer.zero_grad()
+            logits, wanted = net(images[chosen]), labels.gather(1, chosen)
+            (F.cross_entropy(logits.flatten(0, 1), wanted.flatten()) * len(lrs)).backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return (net(images).argmax(2) != labels).double().mean(1).tolist()
 
 
 RATES = [0.001, 0.003, 0.01, 0.03]
 errors = []  # a list of runs for each width, at the learning rate that is best on labels of another draw
 for hidden in SETTINGS["hidden"]:
-    lr = min(RATES, key=lambda lr, hidden=hidden: fit(hidden, lr, 1000))
-    errors.append([fit(hidden, lr, seed) for seed in seeds[:3]])
+    tried = fit(hidden, RATES, [1000] * len(RATES))
+    lr = RATES[tried.index(min(tried))]
+    errors.append(fit(hidden, [lr] * 3, seeds[:3]))
     print(f"width {hidden:3d}, α = {lr:g}: training error", *(f"{error:.3f}" for error in errors[-1]))
 errors = [list(run) for run in zip(*errors, strict=True)]
 weights = [hidden * (inputs + 1 + dataset.classes) + dataset.classes for hidden in SETTINGS["hidden"]]

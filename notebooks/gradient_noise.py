@@ -209,11 +209,10 @@ def initial(deviations):
     return [layer.to(device).requires_grad_() for layer in layers]
 
 
-def scores(groups, x):
+def scores(layers, x):
     """Images (seeds, b, inputs), or (b, inputs) for all, to logits (arms, seeds, b, classes)."""
     h = None
-    for i in range(0, len(groups[0]), 2):
-        weight, bias = torch.cat([layers[i] for layers in groups]), torch.cat([layers[i + 1] for layers in groups])
+    for weight, bias in zip(layers[::2], layers[1::2], strict=True):
         if h is None:
             h = torch.einsum("asoi,sbi->asbo", weight, x.expand(len(seeds), *x.shape[-2:])) + bias
         else:
@@ -224,42 +223,51 @@ def scores(groups, x):
 def clip(layers, max_norm=10.0):
     """Clip the gradient of every network by its own norm."""
     norm = sum(p.grad.square().sum((-2, -1), keepdim=True) for p in layers).sqrt()
+    factor = ClipNorm.update(torch.ones_like(norm), norm, max_norm)
     for p in layers:
-        p.grad = ClipNorm.update(p.grad, norm, max_norm)
+        p.grad *= factor
 
 
 @torch.no_grad()
-def accuracy(groups, count=2000):
+def accuracy(layers, count=2000):
     """Share of the first test images that are classified rightly, shape (arms, seeds)."""
     x, y = x_test[:count], y_test[:count]
-    predicted = torch.cat([scores(groups, part).argmax(-1) for part in x.split(500)], dim=-1)
+    predicted = torch.cat([scores(layers, part).argmax(-1) for part in x.split(500)], dim=-1)
     return (predicted == y).double().mean(-1).cpu()
 
 
-def spread_of(groups):
+def spread_of(layers):
     """Root mean square of the weights between hidden layers, (arms, seeds), in units of √(2/n)."""
-    squares = [torch.cat([layers[i].detach() for layers in groups]).square().mean((-2, -1)) for i in INNER]
+    squares = [layers[i].detach().square().mean((-2, -1)) for i in INNER]
     return torch.stack(squares).mean(0).sqrt().double().cpu() / SCALE
 
 
-def train(groups, optimizer, steps, points=0):
-    """Train all arms; returns the losses (steps, arms, seeds) and, at `points` times, accuracies and spreads."""
+def train(layers, optimizer, steps, points=0):
+    """Train all arms; returns the losses (steps, arms, seeds) and, at `points` times, accuracies and spreads.
+
+    The optimizer's groups have the layers' memory, each that of some arms, in order: gradients are computed for all.
+    """
+    ends = itertools.accumulate([0, *(len(group["params"][0]) for group in optimizer.param_groups)])
+    parts = [slice(start, end) for start, end in itertools.pairwise(ends)]
     generators = [torch.Generator().manual_seed(100 + seed) for seed in seeds]
     losses, seen = [], []
     for t in range(1, steps + 1):
         drawn = torch.stack([torch.randint(len(labels), (batch,), generator=g) for g in generators]).to(device)
         y = labels[drawn]
-        optimizer.zero_grad()
-        logits = scores(groups, images[drawn])
+        for layer in layers:
+            layer.grad = None
+        logits = scores(layers, images[drawn])
         each = F.cross_entropy(logits.flatten(0, 2), y.expand(logits.shape[:-1]).flatten(), reduction="none")
         means = each.view(logits.shape[:-1]).mean(-1)
         means.sum().backward()
-        for layers in groups:
-            clip(layers)
+        clip(layers)
+        for group, part in zip(optimizer.param_groups, parts, strict=True):
+            for param, layer in zip(group["params"], layers, strict=True):
+                param.grad = layer.grad[part]
         optimizer.step()
         losses.append(means.detach().cpu())
         if points and t % (steps // points) == 0:
-            seen.append((t, accuracy(groups), spread_of(groups)))
+            seen.append((t, accuracy(layers), spread_of(layers)))
     return torch.stack(losses), seen
 
 
@@ -279,14 +287,14 @@ rules = {
 largest = {}
 for name, make in rules.items():
     layers = initial([ARMS["zero"][1]])
-    losses, _ = train([layers], make(layers), 200 if name == "SGD" else 50)
+    losses, _ = train(layers, make(layers), 200 if name == "SGD" else 50)
     largest[name] = torch.stack([p.detach().abs().amax((0, 2, 3)) for p in layers[:-1]]).amax(0)
     if name == "SGD":
         record.metric("stuck.largest", largest[name])
         with torch.no_grad():
-            predicted = scores([layers], x_test[:2000]).argmax(-1)[0]
+            predicted = scores(layers, x_test[:2000]).argmax(-1)[0]
         record.metric("stuck.classes", [len(row.unique()) for row in predicted])
-        record.metric("stuck.accuracy", accuracy([layers])[0])
+        record.metric("stuck.accuracy", accuracy(layers)[0])
         record.metric("stuck.loss", losses[100:].double().mean((0, 1)))
         record.metric("stuck.last_bias", layers[-1].detach().abs().amax((0, 2, 3)))
     print(f"{name:8s} largest weight or hidden bias {largest[name].max():.0e}")
@@ -300,10 +308,11 @@ POINTS = 50
 by_eta = {}
 for noise_eta, deviation in ARMS.values():
     by_eta.setdefault(noise_eta, []).append(deviation)
-groups = [initial(deviations) for deviations in by_eta.values()]
-options = [{"params": p, "gradient_noise_eta": e} for p, e in zip(groups, by_eta, strict=True)]
+layers = initial([deviation for deviations in by_eta.values() for deviation in deviations])
+pieces = zip(*(layer.detach().split([len(arms) for arms in by_eta.values()]) for layer in layers), strict=True)
+options = [{"params": list(p), "gradient_noise_eta": e} for p, e in zip(pieces, by_eta, strict=True)]
 optimizer = SGD(options, lr=0.1, extensions=[GradientNoise(eta, GAMMA)], fused=device == "cpu")
-losses, seen = train(groups, optimizer, SETTINGS["steps"], POINTS)
+losses, seen = train(layers, optimizer, SETTINGS["steps"], POINTS)
 times = [t for t, _, _ in seen]
 right, sizes = torch.stack([a for _, a, _ in seen]), torch.stack([s for _, _, s in seen])  # (times, arms, seeds)
 final = dict(zip(ARMS, right[-POINTS // 10 :].mean(0), strict=True))  # over the last tenth of the run

@@ -116,7 +116,7 @@ seen = {lr: [] for lr in RATES}
 linear = {lr: [] for lr in RATES}
 for seed in seeds:
     groups = [{"params": [start.repeat(NEURONS, 1).requires_grad_()], "lr": lr} for lr in RATES]
-    optimizer = SGD(groups, extensions=[GradientNoise(eta=1.0, gamma=0.0, seed=seed)])
+    optimizer = SGD(groups, extensions=[GradientNoise(eta=1.0, gamma=0.0, seed=seed)], fused=True)
     looks = {lr: [] for lr in RATES}
     for step in range(1, STEPS + 1):
         for group in groups:
@@ -186,27 +186,28 @@ classes, share = torch.tensor([-1.0, 1.0, 1.0]), torch.tensor([0.5, 0.25, 0.25])
 eta = INITIAL**2 * DECAY * (2 - LR * DECAY) / LR  # makes the spread at rest INITIAL
 
 
-def learn_cluster(width, seed, noisy):
-    """Half the contrast of the network at every step."""
-    half = torch.randn(width // 2, 2, generator=torch.Generator().manual_seed(seed)) * INITIAL
-    weights = torch.cat([half, half]).requires_grad_()  # opposite outer weights: the output starts at 0
+def learn_cluster(width, repeats, noisy):
+    """Half the contrast at every step, a path for each seed; all networks are one parameter (seeds, width, 2)."""
+    generators = [torch.Generator().manual_seed(seed) for seed in repeats]
+    half = torch.stack([torch.randn(width // 2, 2, generator=g) for g in generators]) * INITIAL
+    weights = torch.cat([half, half], 1).requires_grad_()  # opposite outer weights: the output starts at 0
     outer = math.sqrt(GAIN / width) * torch.cat([torch.ones(width // 2), -torch.ones(width // 2)])
-    extensions = [GradientNoise(eta=eta, gamma=0.0, seed=seed)] if noisy else []
-    optimizer = SGD([weights], lr=LR, weight_decay=DECAY, extensions=extensions)
+    extensions = [GradientNoise(eta=eta, gamma=0.0)] if noisy else []
+    optimizer = SGD([weights], lr=LR, weight_decay=DECAY, extensions=extensions, fused=True)
     anneal = torch.optim.lr_scheduler.MultiStepLR(optimizer, [PHASE], gamma=RATIO)
     path = []
     for _ in range(2 * PHASE):
         outputs = outer @ (weights @ points.T).relu()
-        path.append(0.5 * contrast(outputs.detach()).item())
+        path.append(0.5 * contrast(outputs.detach()))
         optimizer.zero_grad()
         (share * F.softplus(-classes * outputs)).sum().backward()
         optimizer.step()
         anneal.step()
-    return path
+    return torch.stack(path, 1).tolist()
 
 
 for width, repeats in WIDTHS.items():
-    paths = {noisy: [learn_cluster(width, seed, noisy) for seed in repeats] for noisy in (True, False)}
+    paths = {noisy: learn_cluster(width, repeats, noisy) for noisy in (True, False)}
     for noisy, name in ((True, "noise"), (False, "none")):
         x, _ = training.downsample(paths[noisy][0], 100)
         lines = [training.downsample(path, 100)[1] for path in paths[noisy]]
@@ -331,6 +332,49 @@ def mlp(width):
     return nn.Sequential(*layers, nn.Linear(width, dataset.classes))
 
 
+class OnlyOne(nn.Module):
+    """A network as a stack of one."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x[0])[None]
+
+
+class Stack(nn.Module):
+    """Some `mlp` side by side: images (n, batch, …) to logits (n, batch, classes).
+
+    To batch normalization they are one layer of n times the width, as it looks at every feature by itself.
+    """
+
+    def __init__(self, nets):
+        super().__init__()
+        layers = list(zip(*([m for m in net if isinstance(m, nn.Linear)] for net in nets), strict=True))
+        self.weights = nn.ParameterList(torch.stack([layer.weight.detach() for layer in row]) for row in layers)
+        self.biases = nn.ParameterList(torch.stack([layer.bias.detach()[None] for layer in row]) for row in layers)
+        widths = [len(nets) * row[0].out_features for row in layers[:-1]]
+        self.between = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(w), ActivationNoise(), nn.ReLU()) for w in widths)
+
+    def forward(self, x):
+        *hidden, last = zip(self.weights, self.biases, strict=True)
+        h = x.flatten(2)
+        for (weight, bias), between in zip(hidden, self.between, strict=True):
+            h = torch.baddbmm(bias, h, weight.mT)
+            h = between(h.transpose(0, 1).flatten(1)).unflatten(1, (len(weight), -1)).transpose(0, 1)
+        return torch.baddbmm(last[1], h, last[0].mT)
+
+
+def networks(run_seeds):
+    """From images (n, batch, …) to logits (n, batch, classes): a network for every seed, one if it is large."""
+    made = []
+    for seed in run_seeds:
+        with training.deterministic(seed, torch.device(device), "float32"):
+            made.append((wide_resnet if SETTINGS["network"] == "wide_resnet" else mlp)(SETTINGS["width"]))
+    return Stack(made).to(device) if SETTINGS["network"] == "mlp" else OnlyOne(*made).to(device)
+
+
 RATIO_OF_RATES = 0.04  # 0.004 ÷ 0.1, the authors' small learning rate and their large one
 ARMS = {  # first learning rate ÷ the large one, activation noise in the first half, patches or not
     "large": (1.0, 0.0, True),
@@ -343,16 +387,26 @@ LOOK_AT = sorted({round(EPOCHS * k / 10) for k in range(1, 11)})
 HALF = EPOCHS // 2
 
 
-def train(arm, seed):
-    """Accuracy on the unaltered test images and on patches alone, after the epochs of LOOK_AT."""
+@torch.no_grad()
+def accuracy(net, x, y):
+    """Share of images that are classified rightly, per network: x of shape (n, images, …), y (n, images)."""
+    net.eval()
+    parts = zip(x.split(1000, 1), y.split(1000, 1), strict=True)
+    right = sum((net(images.to(device)).argmax(-1) == wanted.to(device)).sum(1) for images, wanted in parts)
+    return (right.double() / y.shape[1]).tolist()
+
+
+def train(arm, run_seeds):
+    """Accuracies on the unaltered test images and on patches alone, after the epochs of LOOK_AT, for every seed."""
     first, level, patched = ARMS[arm]
-    patches = Patches(seed)
-    altered = patches.altered & patched
-    only, only_labels = patches.alone()
-    order = torch.Generator().manual_seed(seed)
-    clean, alone = [], []
-    with training.deterministic(seed, torch.device(device), "float32"):
-        net = (wide_resnet if SETTINGS["network"] == "wide_resnet" else mlp)(SETTINGS["width"]).to(device)
+    patches = [Patches(seed) for seed in run_seeds]
+    altered = [each.altered & patched for each in patches]
+    only, only_labels = map(torch.stack, zip(*(each.alone() for each in patches), strict=True))
+    test = [part.expand(len(run_seeds), *part.shape) for part in (test_images, test_labels)]
+    orders = [torch.Generator().manual_seed(seed) for seed in run_seeds]
+    looks = []
+    net = networks(run_seeds)
+    with training.deterministic(run_seeds[0], torch.device(device), "float32"):
         optimizer = SGD(net.parameters(), lr=first * SETTINGS["lr"], momentum=0.9, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [HALF] if first == 1.0 else [], RATIO_OF_RATES)
         noises = [module for module in net.modules() if isinstance(module, ActivationNoise)]
@@ -360,22 +414,26 @@ def train(arm, seed):
             for module in noises:
                 module.level = level if epoch < HALF else 0.0
             net.train()
-            for chosen in torch.randperm(TRAIN, generator=order)[: TRAIN // BATCH * BATCH].split(BATCH):
-                x, y = patches.alter(images[chosen], labels[chosen], altered[chosen]), labels[chosen]
+            order = torch.stack([torch.randperm(TRAIN, generator=g) for g in orders])
+            for chosen in order[:, : TRAIN // BATCH * BATCH].split(BATCH, 1):
+                y = labels[chosen]
+                x = torch.stack([p.alter(images[c], labels[c], a[c]) for p, c, a in zip(patches, chosen, altered)])
                 optimizer.zero_grad()
-                loss = F.cross_entropy(net(x.to(device)), y.to(device))
-                loss.backward()
+                logits = net(x.to(device))
+                loss = F.cross_entropy(logits.flatten(0, 1), y.flatten().to(device))
+                (len(run_seeds) * loss).backward()
                 optimizer.step()
             schedule.step()
             if epoch + 1 in LOOK_AT:
-                for rows, (x, y) in ((clean, (test_images, test_labels)), (alone, (only, only_labels))):
-                    rows.append(training.accuracy_and_loss(net, x.to(device), y.to(device))[0])
-        training.report(f"{arm}, seed {seed}", EPOCHS, EPOCHS, float(loss.detach()))
-    return clean, alone
+                looks.append((accuracy(net, *test), accuracy(net, only, only_labels)))
+        training.report(f"{arm}, seeds {run_seeds}", EPOCHS, EPOCHS, float(loss.detach()))
+    clean, alone = (list(zip(*rows, strict=True)) for rows in zip(*looks, strict=True))
+    return list(zip(clean, alone, strict=True))
 
 
 # %%
-runs = {arm: [train(arm, seed) for seed in seeds] for arm in ARMS}
+together = [seeds] if SETTINGS["network"] == "mlp" else [[seed] for seed in seeds]
+runs = {arm: [run for some in together for run in train(arm, some)] for arm in ARMS}
 before = LOOK_AT.index(HALF)  # the last look at the large learning rate
 final, patch_end = {}, {}
 for arm, results in runs.items():

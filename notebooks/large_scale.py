@@ -64,26 +64,27 @@ record = records.new("large_scale", scale, {"seeds": seeds, "device": device, "p
 
 # %%
 def simulate(rates, h, start, steps, runs, deviations=None):
-    """SGD with the package; yields t and the arms' parameters, (seeds, runs, len(h)) each, for t = 0, 1, …, steps.
+    """SGD with the package; yields t and the arms' parameters, (arms, seeds, runs, len(h)), for t = 0, 1, …, steps.
 
-    `rates` and `deviations` (of the noise) hold a function of t for every arm; the latter are 1 by default.
+    `rates` and `deviations` (of the noise) hold a function of t for every arm; the latter are 1 by default. All arms
+    are one parameter: the gradient is multiplied by the learning rate, as the step is linear in the gradient.
     """
     deviations = deviations or [lambda t: 1.0] * len(rates)
     h, start = (torch.as_tensor(x, dtype=torch.float64) for x in (h, start))
-    thetas = [start.expand(len(seeds), runs, len(h)).clone().requires_grad_() for _ in rates]
-    values = [theta.detach() for theta in thetas]
-    optimizer = SGD([{"params": [theta]} for theta in thetas], lr=0.0)
+    theta = start.repeat(len(rates), len(seeds), runs, 1).requires_grad_()
+    value = theta.detach()
+    optimizer = SGD([theta], lr=1.0)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    yield 0, values
+    yield 0, value
     for t in range(1, steps + 1):
         noise = torch.stack([torch.randn(runs, len(h), generator=g) for g in generators]).double()
-        for group, theta, value, rate, deviation in zip(
-            optimizer.param_groups, thetas, values, rates, deviations, strict=True
-        ):
-            group["lr"] = rate(t)
-            theta.grad = torch.add(h * value, noise, alpha=deviation(t))
+        alpha, deviation = (
+            torch.tensor([of(t) for of in arms], dtype=torch.float64)[:, None, None, None]
+            for arms in (rates, deviations)
+        )
+        theta.grad = alpha * torch.addcmul(h * value, deviation, noise)
         optimizer.step()
-        yield t, values
+        yield t, value
 
 
 def gap(theta, h):

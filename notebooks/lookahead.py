@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from experiments import data, models, problems, records
+from experiments import data, models, problems, records, stacked
 from optimizers import SGD, Adam, Lookahead
 
 SETTINGS = {  # the middles of the grids, powers of √10, stand under "sgd" and "adam"
@@ -215,7 +215,7 @@ record.metric("spectrum.same_lr.Lookahead", expected_loss(half, 1000, 5, 0.5)[0]
 # %% [markdown]
 # ## 4 · Networks at six learning rates
 #
-# Every learning rate is a parameter group, all seeds of it are one tensor, so that one optimizer trains them all.
+# All learning rates and seeds are one tensor, so that one optimizer trains them all.
 # Each run ends with a sync, so what is evaluated are the slow weights.
 
 # %%
@@ -228,8 +228,8 @@ x_train, y_train = x_all[:examples], y_all[:examples]
 x_val, y_val = x_all[examples : examples + validation], y_all[examples : examples + validation]
 x_test, y_test = dataset.images("test", device).flatten(1), dataset.labels("test", device)
 INNER = {
-    "SGD": (lambda groups, extensions: SGD(groups, momentum=0.9, extensions=extensions), SETTINGS["sgd"]),
-    "Adam": (lambda groups, extensions: Adam(groups, extensions=extensions), SETTINGS["adam"]),
+    "SGD": (lambda p, **own: SGD(p, momentum=0.9, **own), SETTINGS["sgd"]),
+    "Adam": (lambda p, **own: Adam(p, **own), SETTINGS["adam"]),
 }
 SCHEDULES = {"constant": lambda t: 1.0, "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t))}
 
@@ -254,9 +254,8 @@ def losses(theta, x, y):
 def train(make, extensions, lrs, run_seeds, schedule):
     """Train one network per learning rate and seed; returns the weights, shape (rates, seeds, n)."""
     start = initial(run_seeds)
-    groups = [{"params": [start.clone().requires_grad_()], "lr": lr} for lr in lrs]
-    thetas = [group["params"][0] for group in groups]
-    optimizer = make(groups, extensions)
+    theta = start.repeat(len(lrs), 1, 1).requires_grad_()
+    optimizer = make([theta], lr=1.0, extensions=[stacked.Rates(lrs), *extensions])
     per_epoch = examples // batch
     total = SETTINGS["epochs"] * per_epoch // 5 * 5
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: SCHEDULES[schedule](t / total))
@@ -266,10 +265,10 @@ def train(make, extensions, lrs, run_seeds, schedule):
             order = torch.stack([torch.randperm(examples, generator=g) for g in generators]).to(device)
         indices = order[:, step % per_epoch * batch :][:, :batch]
         optimizer.zero_grad()
-        losses(torch.stack(thetas), x_train[indices], y_train[indices]).sum().backward()
+        losses(theta, x_train[indices], y_train[indices]).sum().backward()
         optimizer.step()
         scheduler.step()
-    return torch.stack(thetas).detach()
+    return theta.detach()
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from itertools import pairwise
 
 import torch
 
-from experiments import data, problems, records
+from experiments import data, problems, records, stacked
 from optimizers import SGD, Adam, NAdam
 from optimizers.adam import nesterov_average
 from optimizers.nadam import scheduled_momentum
@@ -41,10 +41,10 @@ SETTINGS = {
 }[scale]
 record = records.new("nadam", scale, {"seeds": seeds, "device": device, **SETTINGS})
 ADAMS = {
-    "adam": lambda p, lr, eps=1e-8: Adam(p, lr=lr, eps=eps),
-    "adam_half": lambda p, lr, eps=1e-8: Adam(p, lr=lr, betas=(0.5, 0.999), eps=eps),
-    "nadam": lambda p, lr, eps=1e-8: NAdam(p, lr=lr, eps=eps),
-    "nadam_constant": lambda p, lr, eps=1e-8: NAdam(p, lr=lr, eps=eps, momentum_decay=None),
+    "adam": lambda p, **own: Adam(p, **own),
+    "adam_half": lambda p, **own: Adam(p, betas=(0.5, 0.999), **own),
+    "nadam": lambda p, **own: NAdam(p, **own),
+    "nadam_constant": lambda p, **own: NAdam(p, momentum_decay=None, **own),
 }
 
 # %% [markdown]
@@ -96,7 +96,7 @@ print(f"Adam's: {record.get('nesterov.classical_difference'):.2f}")
 def updates(make, gradients):
     """θ_{t−1} − θ_t for each gradient, at α = 1 and ε = 0."""
     theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer, lengths = make([theta], 1.0, 0.0), []
+    optimizer, lengths = make([theta], lr=1.0, eps=0.0), []
     for gradient in gradients:
         before = theta.item()
         theta.grad = torch.tensor([gradient], dtype=torch.float64)
@@ -139,7 +139,7 @@ angle = torch.linspace(0, math.pi, 11, dtype=torch.float64)[:-1] + 0.1
 starts = math.hypot(4, 1.5) * torch.stack([angle.cos(), angle.sin()], 1)
 for name, make in ADAMS.items():
     theta = starts.clone().requires_grad_()
-    optimizer, losses = make([theta], 0.1), []
+    optimizer, losses = make([theta], lr=0.1), []
     for _ in range(200):
         losses.append(bowl.loss(theta.detach()))
         theta.grad = bowl.gradient(theta.detach())
@@ -164,21 +164,21 @@ images, test = (dataset.images(split, device).flatten(1) for split in ("train", 
 widths = [images.shape[1], *SETTINGS["hidden"], *SETTINGS["hidden"][-2::-1], images.shape[1]]
 RULES = {
     **ADAMS,
-    "nesterov": lambda p, lr: SGD(p, lr=lr, momentum=0.9, nesterov=True),
+    "nesterov": lambda p, **own: SGD(p, momentum=0.9, nesterov=True, **own),
 }
 MIDDLE = {"nesterov": 1}  # of the grid of learning rates, a power of √10
 all_seeds = [1000, *seeds]
 
 
-def networks():
-    """Xavier-normal weights of shape (seeds, in, out) and biases of shape (seeds, 1, out)."""
+def networks(rates=1):
+    """Xavier-normal weights of shape (rates × seeds, in, out) and biases of shape (rates × seeds, 1, out)."""
     generators = [torch.Generator().manual_seed(seed) for seed in all_seeds]
     parameters = []
     for fan_in, fan_out in pairwise(widths):
         deviation = math.sqrt(2 / (fan_in + fan_out))
         weight = torch.stack([deviation * torch.randn(fan_in, fan_out, generator=g) for g in generators])
-        parameters += [weight.to(device).requires_grad_()]
-        parameters += [torch.zeros(len(all_seeds), 1, fan_out, device=device, requires_grad=True)]
+        parameters += [weight.repeat(rates, 1, 1).to(device).requires_grad_()]
+        parameters += [torch.zeros(rates * len(all_seeds), 1, fan_out, device=device, requires_grad=True)]
     return parameters
 
 
@@ -190,23 +190,25 @@ def squared_error(parameters, x):
     return (h - x).square().mean((1, 2))
 
 
-def train(rule, exponent, batch=128):
-    """The training losses (steps, seeds), and the test losses at the end (seeds,)."""
-    parameters = networks()
-    optimizer = RULES[rule](parameters, 10 ** (exponent / 2))
+def train(rule, exponents, batch=128):
+    """By learning rate, a power of √10: the training losses (steps, seeds), and the test losses at the end (seeds,)."""
+    parameters, seen = networks(len(exponents)), (len(exponents), 1, 1)
+    rates = stacked.Rates([10 ** (k / 2) for k in exponents for _ in all_seeds])
+    optimizer = RULES[rule](parameters, lr=1.0, extensions=[rates])
     orders = [torch.Generator().manual_seed(seed) for seed in all_seeds]
     losses = []
     for _ in range(SETTINGS["epochs"]):
         order = torch.stack([torch.randperm(len(images), generator=g) for g in orders])
         for index in order.split(batch, 1):
             optimizer.zero_grad()
-            loss = squared_error(parameters, images[index.to(device)])
+            loss = squared_error(parameters, images[index.to(device)].repeat(seen))
             loss.sum().backward()
             optimizer.step()
             losses.append(loss.detach())
     with torch.inference_mode():
-        end = squared_error(parameters, test.expand(len(all_seeds), -1, -1))
-    return torch.stack(losses).cpu(), end.cpu()
+        end = squared_error(parameters, test.expand(len(parameters[0]), -1, -1))
+    columns = (found.split(len(all_seeds), -1) for found in (torch.stack(losses).cpu(), end.cpu()))
+    return dict(zip(exponents, zip(*columns, strict=True), strict=True))
 
 
 def final(losses):
@@ -219,7 +221,7 @@ for rule in RULES:
     middle = MIDDLE.get(rule, -5)
     runs, todo = {}, [middle - 1, middle, middle + 1]
     while todo:
-        runs |= {k: train(rule, k) for k in todo}
+        runs |= train(rule, todo)
         best = min(runs, key=lambda k: final(runs[k][0])[0])
         todo = [k for k in (best - 1, best + 1) if k not in runs and abs(k - middle) <= 5]
     losses, end = runs[best]

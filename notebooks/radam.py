@@ -28,7 +28,7 @@ import math
 
 import torch
 
-from experiments import data, models, problems, records, training
+from experiments import data, models, problems, records, stacked, training
 from optimizers import Adam, RAdam
 from optimizers.adam import AdamDirection
 from optimizers.radam import RAdamDirection, rectification, sma_length
@@ -212,9 +212,9 @@ record.uses(dataset)
 features = dataset.x_train[0].numel()
 betas = (0.9, SETTINGS["beta2"])
 ARMS = {
-    "adam": lambda p, lr: Adam(p, lr=lr, betas=betas),
-    "radam": lambda p, lr: RAdam(p, lr=lr, betas=betas, threshold=4.0),
-    "warmup": lambda p, lr: Adam(p, lr=lr, betas=betas),
+    "adam": lambda p, **own: Adam(p, betas=betas, **own),
+    "radam": lambda p, **own: RAdam(p, betas=betas, threshold=4.0, **own),
+    "warmup": lambda p, **own: Adam(p, betas=betas, **own),
 }
 rates = [2.0**-k for k in range(18, -1, -int(math.log2(SETTINGS["spacing"])))]
 guessing = math.log(dataset.classes)
@@ -225,21 +225,8 @@ def linear_warmup(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
 
 
-def final_loss(arm, lr, seed, loss_scale=1.0):
+def final_loss(history):
     """Mean mini-batch loss of the last epoch; infinite for a run that diverged."""
-    net = models.mlp(features, tuple(SETTINGS["hidden"]), dataset.classes, seed=seed)
-    history = training.train(
-        net,
-        ARMS[arm](net.parameters(), lr),
-        dataset,
-        epochs=SETTINGS["epochs"],
-        seed=seed,
-        device=device,
-        schedule=linear_warmup if arm == "warmup" else None,
-        loss_scale=loss_scale,
-        evaluate=False,
-        progress=False,
-    )
     if history.diverged:
         return math.inf
     per_epoch = len(history.train_loss) // SETTINGS["epochs"]
@@ -248,7 +235,17 @@ def final_loss(arm, lr, seed, loss_scale=1.0):
 
 ranges = {}
 for arm in ARMS:
-    losses = [[final_loss(arm, lr, seed) for lr in rates] for seed in seeds]
+    runs = stacked.train_grid(
+        ARMS[arm],
+        rates,
+        seeds,
+        dataset,
+        hidden=tuple(SETTINGS["hidden"]),
+        epochs=SETTINGS["epochs"],
+        device=device,
+        schedule=linear_warmup if arm == "warmup" else None,
+    )
+    losses = [list(map(final_loss, of_seed)) for of_seed in zip(*runs.values(), strict=True)]
     record.curve(f"training/{arm}", rates, losses, "α", "final loss")
     ranges[arm] = [[lr for lr, loss in zip(rates, line, strict=True) if loss < guessing / 2] for line in losses]
     record.metric(f"training.{arm}_trains", [len(trains) for trains in ranges[arm]])
@@ -274,8 +271,24 @@ for other in ("adam", "warmup"):
 # And the scale of the loss on a network: a loss of $10^4$ times the usual one, at α = 2⁻⁶, where all train.
 
 # %%
+def scaled_loss(arm, loss_scale):
+    net = models.mlp(features, tuple(SETTINGS["hidden"]), dataset.classes, seed=seeds[0])
+    history = training.train(
+        net,
+        ARMS[arm](net.parameters(), lr=2.0**-6),
+        dataset,
+        epochs=SETTINGS["epochs"],
+        seed=seeds[0],
+        device=device,
+        loss_scale=loss_scale,
+        evaluate=False,
+        progress=False,
+    )
+    return final_loss(history)
+
+
 for arm in ("adam", "radam"):
-    usual, scaled = (final_loss(arm, 2.0**-6, seeds[0], loss_scale) for loss_scale in (1.0, 1e4))
+    usual, scaled = (scaled_loss(arm, loss_scale) for loss_scale in (1.0, 1e4))
     record.metric(f"training.{arm}_usual", usual)
     record.metric(f"training.{arm}_scaled", scaled)
     print(f"{arm:6s} final loss {usual:.3f}, with the loss × 10⁴ {scaled:.3g}")

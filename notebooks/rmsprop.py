@@ -208,28 +208,33 @@ dataset = dataclasses.replace(
 features, guessing = dataset.x_train[0].numel(), math.log(dataset.classes)
 TUNING = 1000
 ARMS = {  # how to make it, and the middle of its grid as a power of √10
-    "sgd": (lambda p, lr: SGD(p, lr=lr), -1),
-    "sgd_momentum": (lambda p, lr: SGD(p, lr=lr, momentum=0.9), -3),
-    "sign": (lambda p, lr: RMSprop(p, lr=lr, alpha=0.0, eps=1e-12), -5),
+    "sgd": (lambda p, **own: SGD(p, **own), -1),
+    "sgd_momentum": (lambda p, **own: SGD(p, momentum=0.9, **own), -3),
+    "sign": (lambda p, **own: RMSprop(p, alpha=0.0, eps=1e-12, **own), -5),
     "rprop": (lambda p, lr: torch.optim.Rprop(p, lr=lr), -4),
-    "rmsprop": (lambda p, lr: RMSprop(p, lr=lr, alpha=0.9), -4),
-    "rmsprop_momentum": (lambda p, lr: RMSprop(p, lr=lr, alpha=0.9, momentum=0.9), -6),
+    "rmsprop": (lambda p, **own: RMSprop(p, alpha=0.9, **own), -4),
+    "rmsprop_momentum": (lambda p, **own: RMSprop(p, alpha=0.9, momentum=0.9, **own), -6),
 }
 
 
-def train(name, power, full):
-    """The loss at every step, one list per network, the tuning one first."""
-    net = stacked.StackedMLP([TUNING, *seeds], features, tuple(SETTINGS["hidden"]), dataset.classes).to(device)
-    histories = stacked.train(
-        net,
-        ARMS[name][0](net.parameters(), 10 ** (power / 2)),
-        dataset,
-        epochs=SETTINGS["steps"] if full else SETTINGS["epochs"],
-        batch_size=few if full else 16,
-        shared_batches=full,
-        device=device,
-    )
-    return [history.train_loss for history in histories]
+def train(name, powers, full):
+    """By learning rate, a power of √10, the loss at every step, one list per network, the tuning one first."""
+    make, options = ARMS[name][0], {
+        "epochs": SETTINGS["steps"] if full else SETTINGS["epochs"],
+        "batch_size": few if full else 16,
+        "shared_batches": full,
+        "device": device,
+    }  # fmt: skip
+    networks, hidden = [TUNING, *seeds], tuple(SETTINGS["hidden"])
+    if name == "rprop":  # torch's own has one learning rate for all
+        runs = []
+        for power in powers:
+            net = stacked.StackedMLP(networks, features, hidden, dataset.classes).to(device)
+            runs.append(stacked.train(net, make(net.parameters(), lr=10 ** (power / 2)), dataset, **options))
+    else:
+        rates = [10 ** (power / 2) for power in powers]
+        runs = stacked.train_grid(make, rates, networks, dataset, hidden=hidden, **options).values()
+    return {power: [history.train_loss for history in run] for power, run in zip(powers, runs, strict=True)}
 
 
 def final(losses, full):
@@ -244,7 +249,7 @@ def tuned(name, full):
     middle, runs = ARMS[name][1], {}
     todo = [middle - 1, middle, middle + 1]
     while todo:
-        runs |= {k: train(name, k, full) for k in todo}
+        runs |= train(name, todo, full)
         best = min(runs, key=lambda k: final(runs[k][0], full))
         todo = [k for k in (best - 1, best + 1) if k not in runs and abs(k - middle) <= 6]
     return runs[best][1:], 10 ** (best / 2)

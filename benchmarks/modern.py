@@ -44,8 +44,8 @@ def _schedule_free() -> Peers:
     }
 
 
-# Rules that memory limits. Behind a sum over a tensor, which a step has to know before it writes anything, what it
-# computes with is read a second time: those with two terms for `streams`.
+# Rules that memory limits. Those with two terms for `streams` go over memory twice, as they need a sum: what they
+# have of the new parameter by then is written down in between where the sum is of one tensor, else computed again.
 BY_MEMORY: dict[str, Rule] = {
     "lion": Rule("Lion", 5, ours.Lion, peers={**_timm("Lion"), **both("Lion"), **optimi("Lion")}),
     "signum": Rule("Signum", 5, ours.Signum, peers=both("SignSGD")),
@@ -75,7 +75,7 @@ BY_MEMORY: dict[str, Rule] = {
     ),
     "lamb": Rule(
         "LAMB",
-        4 + 7,
+        7 + 3,
         ours.LAMB,
         peers={
             **_timm("Lamb", max_grad_norm=None),
@@ -83,7 +83,7 @@ BY_MEMORY: dict[str, Rule] = {
             **jettify("Lamb", weight_decay=1e-2),
         },
     ),
-    "cautious": Rule("AdamW + Cautious", 3 + 7, _extended(Cautious), peers=_timm("AdamWLegacy", caution=True)),
+    "cautious": Rule("AdamW + Cautious", 6 + 4, _extended(Cautious), peers=_timm("AdamWLegacy", caution=True)),
     "mars": Rule(
         "AdamW + MARS",
         2 + 9,

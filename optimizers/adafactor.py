@@ -62,8 +62,13 @@ class AdafactorDirection(Stage):
             eps = (0.0, *eps[1:])
         super().check({**hyper, "eps": eps}, where)
 
-    def refuses(self, param: Tensor) -> str | None:
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
         return "it is complex" if param.is_complex() else None
+
+    def size(self, name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
+        if name == "momentum_buffer" or len(shape) < 2:
+            return () if name in ("row_var", "col_var") else shape
+        return {"row_var": (shape[0], 1), "col_var": (1, shape[1]), "variance": ()}[name]
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros whose shape is that of what is averaged, if anything is."""

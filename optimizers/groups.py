@@ -38,7 +38,7 @@ FUSED = {
     3: {"c_attn", "in_proj", "in_proj_weight", "qkv", "qkv_proj", "query_key_value", "to_qkv", "w_qkv", "wqkv"},
     2: {"key_value", "kv", "kv_proj", "to_kv", "w_kv", "wkv"},
 }
-GATES = {"GRU": 3, "LSTM": 4}  # of which an RNN's weights are made, one below the other
+GATES = {3: (nn.GRU, nn.GRUCell), 4: (nn.LSTM, nn.LSTMCell)}  # each of which has a matrix, one below the other
 
 Owners = list[tuple[str, nn.Module, str]]  # of a parameter: the modules that have it, with their and its own name
 
@@ -98,12 +98,13 @@ def muon_groups(
       layer is one of several alike, in blocks that differ by their number alone, the model has no head.)
     - of a normalization layer;
     - called ``…bias…``, ``…embed…``, ``…token…`` or ``…position…``, as tables are that are no layer's weight;
-    - the filters of a depthwise convolution, each of which is a vector.
+    - the filters of a depthwise convolution, each of which is a vector;
+    - complex.
 
     A parameter made of several matrices, one below the other, is orthogonalized one by one, as ``blocks`` says: the
-    groups of a convolution, the gates of `nn.LSTM` and `nn.GRU`, and unless ``split_qkv=False`` the queries, keys
-    and values of attention: the parameters or layers called ``in_proj_weight``, ``qkv``, ``c_attn``, ``Wqkv``, …
-    (`FUSED`) with three times as many rows as columns (``kv``: twice).
+    groups of a convolution, the gates of `nn.LSTM`, `nn.GRU` and their cells, and unless ``split_qkv=False`` the
+    queries, keys and values of attention: the parameters or layers called ``in_proj_weight``, ``qkv``, ``c_attn``,
+    ``Wqkv``, … (`FUSED`) with three times as many rows as columns (``kv``: twice).
 
     Whatever has fewer than two dimensions, is a bias or of a normalization layer, does not decay. Parameters that
     need no gradient are left out; one that several modules share is taken once, under its first name.
@@ -189,7 +190,9 @@ def _ends(model: nn.Module) -> set[int]:
         for path, module in model.named_modules()
         if isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() >= 2
     }
-    embeddings = {id(module.weight) for module in layers.values() if isinstance(module, EMBEDDINGS)}
+    # (A layer's parameters may be what its weight is computed from: `torch.nn.utils.parametrizations`.)
+    tables = [module for module in layers.values() if isinstance(module, EMBEDDINGS)]
+    embeddings = {id(param) for module in tables for param in module.parameters()}
     others = {path: module for path, module in layers.items() if not isinstance(module, (*EMBEDDINGS, *NORMS))}
     heads = [p for p, module in others.items() if _own(p) in HEADS or id(module.weight) in embeddings]
     linear = {path: module for path, module in others.items() if module.weight.dim() == 2}
@@ -197,7 +200,7 @@ def _ends(model: nn.Module) -> set[int]:
         alike = Counter(_kind(path, module) for path, module in linear.items())
         last = list(linear)[-1]
         heads = [last] if alike[_kind(last, linear[last])] == 1 else []
-    return embeddings | {id(param) for path in heads for param in layers[path].parameters(recurse=False)}
+    return embeddings | {id(param) for path in heads for param in layers[path].parameters()}
 
 
 def _own(path: str) -> str:
@@ -218,7 +221,8 @@ def _is_matrix(param: Tensor, owners: Owners) -> bool:
         if isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels:
             return False
     filters = any(isinstance(module, CONVOLUTIONS) for _, module, _ in owners)
-    return (param.dim() == 2 or filters) and min(len(param), param.shape[1:].numel()) > 1
+    several = (param.dim() == 2 or filters) and min(len(param), param.shape[1:].numel()) > 1
+    return several and not param.is_complex()
 
 
 def _blocks(param: Tensor, owners: Owners, split_qkv: bool) -> int:
@@ -226,8 +230,8 @@ def _blocks(param: Tensor, owners: Owners, split_qkv: bool) -> int:
     path, module, name = owners[0]
     if isinstance(module, CONVOLUTIONS):
         return module.groups
-    if isinstance(module, nn.RNNBase) and "_hr_" not in name:  # but for an LSTM's projection
-        return GATES.get(module.mode, 1)
+    if gates := [n for n, layers in GATES.items() if isinstance(module, layers)]:
+        return 1 if "_hr_" in name else gates[0]  # the former is an LSTM's projection
     called = {name.lower(), _own(path)} if name == "weight" else {name.lower()}
     fused = [n for n, names in FUSED.items() if called & names and len(param) == n * param.shape[1:].numel()]
     return fused[0] if fused and split_qkv else 1

@@ -48,9 +48,9 @@ class Hyperball(Stage):
     def refuses_beside(self, others: Sequence[tuple[Stage, Mapping[str, Any]]]) -> str | None:
         return no_decay(self, others, "which keeps the norm that decay would change")
 
-    def refuses(self, param: Tensor) -> str | None:
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
         if param.dim() > 1:
-            return super().refuses(param)
+            return super().refuses(param, hyper)
         return "it keeps the norms of matrices; give biases and gains a parameter group with hyperball=False"
 
     @staticmethod
@@ -75,9 +75,9 @@ class Hyperball(Stage):
     ) -> Tensor:
         # a = α_t R / ‖u_t‖
         a = lr * radius / select(update_sq > 0, update_sq, 1.0) ** 0.5
-        # ‖W_{t−1} − a u_t‖² = ‖W_{t−1}‖² − 2 a ⟨W_{t−1}, u_t⟩ + a² ‖u_t‖²
-        norm_sq = param_sq - 2 * a * product + a**2 * update_sq
-        moves = (radius > 0) & (update_sq > 0) & (norm_sq > 0)
+        # ‖W_{t−1} − a u_t‖² = ‖W_{t−1}‖² − 2 a ⟨W_{t−1}, u_t⟩ + (α_t R)²
+        norm_sq = param_sq - 2 * a * product + (lr * radius) * (lr * radius)
+        moves = (a > 0) & (update_sq > 0) & (norm_sq > 0)
         b = radius / select(moves, norm_sq, 1.0) ** 0.5
         # W_t = b (W_{t−1} − a u_t), as the update W_{t−1} − W_t
         turned = (1 - b) * param + (b * a) * update

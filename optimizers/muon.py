@@ -46,10 +46,10 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) ->
 
 def polar_factor(x: Tensor) -> Tensor:
     """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
-    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # of other matrices there is no decomposition
+    u, s, vt = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
     seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
-    factor: Tensor = (u * seen.unsqueeze(-2)) @ vt
-    return factor
+    return torch.where(finite, (u * seen.unsqueeze(-2)) @ vt, torch.nan)
 
 
 def orthogonalized(
@@ -66,9 +66,7 @@ def orthogonalized(
 
 
 def split(x: Tensor, blocks: int) -> Tensor:
-    """A matrix, or of several blocks a stack, (blocks, rows / blocks, columns); raises `ValueError` for no such."""
-    if len(x) % blocks:
-        raise ValueError(f"{len(x)} rows are not blocks={blocks} matrices of as many rows each")
+    """A matrix, or of several blocks a stack, (blocks, rows / blocks, columns)."""
     return x.reshape(blocks, -1, x.shape[1]) if blocks > 1 else x
 
 
@@ -140,9 +138,10 @@ class MuonDirection(Stage):
         if len(hyper["ns_coefficients"]) != 3:
             raise TypeError(f"ns_coefficients{where} must be three numbers, got {hyper['ns_coefficients']!r}")
 
-    def refuses(self, param: Tensor) -> str | None:
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
         if param.dim() >= 2 and not param.is_complex():
-            return None
+            blocks = hyper["blocks"]
+            return f"its {len(param)} rows are not {blocks=} matrices of as many" if len(param) % blocks else None
         reason = "it is complex" if param.is_complex() else "it has fewer than two dimensions"
         return (
             f"{reason}; give it to AdamW, by direction='adamw' in its group: muon_groups(model) makes such groups"
@@ -189,6 +188,9 @@ class NorMuonDirection(MuonDirection):
         if name not in self.matrices:
             return super().initial(name, param)
         return param.new_zeros(len(param), 1, dtype=torch.promote_types(param.dtype, torch.float32))
+
+    def size(self, name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
+        return (shape[0], 1)
 
     @staticmethod
     def matrix(  # type: ignore[override]

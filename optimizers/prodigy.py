@@ -227,17 +227,20 @@ class Prodigy(Chain):
         )
         super().__init__(params, [direction], lr=lr, **options)
 
-    def _active(self, group: dict[str, Any]) -> Any:
-        """A group's stages, once the learning rates of all, which a scheduler may have set, are found to agree."""
-        groups = self.param_groups
-        rates = {float(other["lr"]): i for i, other in reversed(list(enumerate(groups)))} if groups[1:] else {}
-        if len(found := [(i, rate) for rate, i in reversed(rates.items()) if rate != 0]) > 1:
+    def _refuse_rates(self) -> None:
+        """Find the learning rates of all groups, which a scheduler may have set, to agree, before a step."""
+        rates: dict[float, int] = {}
+        for i, group in enumerate(self.param_groups if self.param_groups[1:] else ()):
+            # (To read a number on an accelerator would wait for the device.)
+            if not isinstance(group["lr"], Tensor) or group["lr"].device.type == "cpu":
+                rates.setdefault(float(group["lr"]), i)
+        if len(found := [(i, rate) for rate, i in rates.items() if rate != 0]) > 1:
             values = ", and of ".join(f"parameter group {i} {rate!r}" for i, rate in found)
             raise ValueError(
                 f"Prodigy has one learning rate for all that it moves, as it has one estimate, but lr of {values}: "
                 "make them equal, or 0"
             )
-        return super()._active(group)
+        super()._refuse_rates()
 
     @property
     def d(self) -> float:

@@ -169,9 +169,9 @@ class StateDtype(Stage):
 
     @staticmethod
     def update(param: Tensor, index: int, step: float, coordinate: Tensor) -> Tensor:
-        return param  # what is named here is for `after`
+        return param  # what is named here is for `store`
 
-    def after(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
+    def store(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
         if known["dtype"] == "float32" or known["stored"].is_complex:
             return {}
         draw = known["seed"], known["index"], known["step"], known["coordinate"]

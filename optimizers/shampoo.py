@@ -1,5 +1,6 @@
 r"""Shampoo: a matrix's gradient, whitened on both sides (Gupta, Koren and Singer, 2018)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
@@ -29,11 +30,13 @@ def second_moment(x: Tensor, largest: int) -> Tensor:
 
 def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, in descending order, and eigenvectors, as columns, of a symmetric matrix."""
+    finite = matrix.isfinite().all()  # another one has none
+    matrix = torch.where(finite, matrix, 0.0)
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # in single precision, some do not converge
         values, vectors = (tensor.to(matrix.dtype) for tensor in torch.linalg.eigh(matrix.double()))
-    return values.flip(0), vectors.flip(1)
+    return values.flip(0), torch.where(finite, vectors.flip(1), torch.nan)
 
 
 def power(matrix: Tensor, exponent: float, eps: float) -> Tensor:
@@ -91,8 +94,15 @@ class ShampooDirection(Stage):
             max_precond_dim=max_precond_dim,
         )
 
-    def refuses(self, param: Tensor) -> str | None:
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
         return "it is complex" if param.is_complex() else None
+
+    def size(self, name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
+        if not name.startswith(("left", "right")):
+            return shape
+        rows, columns = shape if len(shape) == 2 else (math.prod(shape), 0)
+        n = rows if name.startswith("left") else columns
+        return (n, n) if n <= hyper["max_precond_dim"] else (n,)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """One 0, in place of a tensor of zeros of whatever shape comes to be needed."""
@@ -126,7 +136,7 @@ class ShampooDirection(Stage):
         # L_t = L_{t−1} + G_t G_tᵀ  and  R_t = R_{t−1} + G_tᵀ G_t, or averages of them
         left = keep * left + add * second_moment(rows, max_precond_dim)
         right = keep * right + add * second_moment(columns, max_precond_dim)
-        if (step - 1) % every == 0:
+        if (step - 1) % every == 0 or left_root.dim() == 0:  # of another optimizer's checkpoint, there are none
             # L_t^−p and R_t^−p: p = 1/(2k) for k sides
             p = exponent or (1 / 4 if x.dim() == 2 else 1 / 2)
             left_root, right_root = power(left / bias, p, eps), power(right / bias, p, eps)

@@ -106,8 +106,14 @@ class Rotated(Stage):
     def applies(self, hyper: Mapping[str, Any]) -> bool:
         return self.inner.applies(self._inner_hyper(hyper))
 
-    def refuses(self, param: Tensor) -> str | None:
-        return "it is complex" if param.is_complex() else self.inner.refuses(param)
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
+        return "it is complex" if param.is_complex() else self.inner.refuses(param, self._inner_hyper(hyper))
+
+    def size(self, name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
+        if name in self.inner.state:
+            return shape
+        n = shape[name.startswith("right")] if len(shape) == 2 else 0
+        return (n, n) if n <= hyper["max_precond_dim"] else (0, 0)
 
     def initial(self, name: str, param: Tensor) -> Tensor:
         """The inner direction's; else one 0, in place of a tensor of zeros of whatever shape comes to be needed."""
@@ -131,7 +137,7 @@ class Rotated(Stage):
 
     def matrix(self, x: Tensor, **given: Any) -> tuple[Tensor, ...]:
         """The stage's step; what it is given depends on the inner direction."""
-        first, step = given["step"] == 1, given["step"] - (0 if given["first_step"] else 1)
+        first, step = given["left_basis"].dim() == 0, given["step"] - (0 if given["first_step"] else 1)
         memory = {name: given[name] for name in self.inner.state}
         beta, largest = given["shampoo_beta"], given["max_precond_dim"]
         # L_t = β L_{t−1} + (1 − β) G_t G_tᵀ  and  R_t = β R_{t−1} + (1 − β) G_tᵀ G_t

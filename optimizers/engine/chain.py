@@ -139,8 +139,9 @@ class Chain(Evaluation):
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
         self._indices.begin()
-        workers: list[Worker] = [table for step in compiled.values() for table in step.tables]
-        for group, active, members in zip(groups, actives, eager, strict=True):
+        workers: list[Worker] = []  # the first group's come first: what the whole optimizer has once is as it says
+        for i, (group, active, members) in enumerate(zip(groups, actives, eager, strict=True)):
+            workers += compiled[i].tables if i in compiled else ()
             for index, param in members.items():
                 given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
                 workers.append(One(*given))

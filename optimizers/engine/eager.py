@@ -70,6 +70,7 @@ def advance(
     if any(part.stage.wide for part in active):
         dtype = torch.promote_types(param.dtype, torch.float32)
         param, grad, state = param.to(dtype), grad.to(dtype), {name: old.to(dtype) for name, old in state.items()}
+    old = dict(state)
     grad = -grad if known["maximize"] else grad
     x, flows, scaled = (grad, True, False) if since is None else (state[WHOLE], False, False)
     for place in _PLACES:
@@ -89,17 +90,32 @@ def advance(
                 given |= {**dict.fromkeys(stage.state), **state}
                 given |= {"memory": tuple(state[name] for name in names), **sums.get(stage, {})}
                 if stage is until and "terms" in stage.asks:
-                    return stage.call("terms", x, given), state | {WHOLE: x}
+                    terms = stage.call("terms", _wide(x), {name: _wide(value) for name, value in given.items()})
+                    return terms, _stored(active, old, state, known) | {WHOLE: x}
                 out = stage.call("update", x, given)
                 x, *new = out if stage.state else (out,)
                 state.update(zip(names, (tensor for tensor in new if tensor is not None), strict=True))
                 if stage is until:
-                    return x, state
+                    return x, _stored(active, old, state, known)
             scaled |= stage.includes_lr
             flows |= stage is since
     for stage, hyper, _ in active:
         state.update(stage.after(state, {**known, **hyper, "new_param": x}))
-    return x, state
+    return x, _stored(active, old, state, known)
+
+
+def _wide(value: Any) -> Any:
+    """A tensor of 16-bit numbers, whose squares may overflow, in float32."""
+    is_narrow = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < 4
+    return value.float() if is_narrow else value
+
+
+def _stored(active: Active, old: dict[str, Tensor], new: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
+    """The new state as stages will have it stored, where it is not the old one."""
+    for stage, hyper, _ in active:
+        changed = stage.store(new, {**known, **hyper})
+        new = new | {name: tensor for name, tensor in changed.items() if new[name] is not old.get(name)}
+    return new
 
 
 def step_in_place(

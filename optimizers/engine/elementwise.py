@@ -135,7 +135,7 @@ def _results(part: Part, tensors: dict[str, Tensor], known: Hyper, sums: Hyper) 
     given = _given(part, tensors, known) | sums
     out = stage.call("update", tensors["x"], given)
     x, *new = out if stage.state else (out,)
-    after = stage.after(dict(tensors), {**given, "new_param": x})
+    after = stage.after(dict(tensors), {**given, "new_param": x}) | stage.store(dict(tensors), given)
     results = {"its result": x, **dict(zip(names, (n for n in new if n is not None), strict=True)), **after}
     results |= {f"its term {name}": term for name, term in _terms(part, tensors, known).items()}
     return {

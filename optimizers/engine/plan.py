@@ -1,5 +1,6 @@
 """Before a step: what it will do, parameter by parameter, and all that is refused, while nothing has moved yet."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
@@ -60,7 +61,8 @@ class Plan:
             for i, group in enumerate(groups)
         ]
         eager = [compiled[i].eager if i in held else params for i, params in enumerate(members)]
-        for active, params in zip(actives, eager, strict=True):
+        # (At other settings, a stage may refuse what is laid out already.)
+        for active, params in zip(actives, eager if actives == self._proven else members, strict=True):
             _check(params.values(), active, states, grads, lock_free)
         shared = _shared(groups, actives, grads)
         if actives != self._proven:
@@ -89,7 +91,9 @@ def _check(params: Iterable[Tensor], active: Active, states: States, grads: Grad
     """Refuse what cannot be stepped; a sparse gradient of which all entries are needed gets its zeros."""
     names = [name for part in active for name in part.names]
     numbers = ["step", *(name for part in active for name in part.stage.scalars)]
-    stages = [p.stage for p in active if p.stage.reach == "matrix" or type(p.stage).refuses is not Stage.refuses]
+    parts = [
+        part for part in active if part.stage.reach == "matrix" or type(part.stage).refuses is not Stage.refuses
+    ]
     takes = {part.stage.sparse: type(part.stage).__name__ for part in active}
     for param in params:
         grad = grads[param]
@@ -99,13 +103,27 @@ def _check(params: Iterable[Tensor], active: Active, states: States, grads: Grad
             if not lock_free and None in takes:
                 refuse_sparse(param, takes[None])
         check(param, grad, states.get(param, {}), names, numbers)
-        for stage in stages:
-            if reason := stage.refuses(param):
+        for stage, hyper, _ in parts:
+            reason = stage.refuses(param, hyper) or _misfit(stage, param, states.get(param, {}), hyper)
+            if reason:
                 raise RuntimeError(f"{type(stage).__name__} cannot step {said(param)}: {reason}")
         if grad.is_sparse and not lock_free and ("whole" in takes or grad.sparse_dim() == 0):
             grads[param] = grad.to_dense()
         if lock_free and resolved(param) is not param:
             raise RuntimeError("share_memory() needs parameters that are not conjugated or negated lazily")
+
+
+def _misfit(stage: Stage, param: Tensor, state: Hyper, hyper: Hyper) -> str | None:
+    """What is wrong with a stage's `matrices`, if anything is."""
+    shape = param.shape if param.dim() < 3 else (param.shape[0], math.prod(param.shape[1:]))
+    for name in (name for name in stage.matrices if name in state):
+        wanted, matrix = stage.size(name, tuple(shape), hyper), state[name]
+        if not isinstance(matrix, Tensor):
+            return f"its {name} must be a tensor, got {matrix!r}"
+        if wanted is not None and tuple(matrix.shape) not in (wanted, ()):
+            found = f"its {name} has the shape {tuple(matrix.shape)}, not {wanted}"
+            return f"{found}: was another checkpoint loaded, or a setting changed?"
+    return None
 
 
 def _shared(groups: Groups, actives: Sequence[Active], grads: Gradients) -> Hyper:

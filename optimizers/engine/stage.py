@@ -154,9 +154,15 @@ class Stage:
         """
         return {}
 
-    def refuses(self, param: Tensor) -> str | None:
-        """Why a parameter cannot be stepped, if it cannot: said before anything moves."""
+    def refuses(self, param: Tensor, hyper: Mapping[str, Any]) -> str | None:
+        """Why a parameter cannot be stepped at these values, if it cannot: said before anything moves."""
         return "a matrix of complex numbers" if self.reach == "matrix" and param.is_complex() else None
+
+    def size(self, name: str, shape: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The shape of one of `matrices`, or one number for zeros of it, of a parameter that `matrix` is given in
+        this `shape`; None for any. Another one, of a wrong checkpoint, is refused before anything moves.
+        """
+        return None
 
     def refuses_beside(self, others: Sequence[tuple["Stage", Mapping[str, Any]]]) -> str | None:
         """Why it cannot be with these stages at their settings: said when the optimizer is made, and of groups."""
@@ -184,6 +190,14 @@ class Stage:
             state: all of the chain's that are in use.
             known: the stage's hyper-parameters, what else its signature may name, and ``new_param``: what the
                 parameter has become, before it is rounded to its dtype.
+        """
+        return {}
+
+    def store(self, state: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Tensor]:
+        """State tensors as they are to be stored, those of another stage, too: asked whenever some are written.
+
+        Where a stage reaches further, that is more than once in a step; what was stored must come out unchanged.
+        The arguments are those of `after`, but for ``new_param``.
         """
         return {}
 

@@ -106,11 +106,13 @@ def adopt(state: Hyper, param: Tensor, active: Active, group: Hyper) -> Hyper:
     """A parameter's state as this package writes it, from one that torch or an older release wrote."""
     device = home(param, group)
     state = {name: value for name, value in state.items() if value is not None}
+    matrices = {name for part in active for name in part.stage.matrices}
     for name, value in state.items():
         if isinstance(value, float):
             state[name] = torch.tensor(value, dtype=torch.float32, device=device)
         if isinstance(value, Uncast):
-            state[name] = cast(value.tensor.to(param.device), param, active)
+            tensor = value.tensor.to(param.device)
+            state[name] = tensor if name in matrices else cast(tensor, param, active)
     if "index" in state:
         state["index"] = torch.tensor(int(state["index"]), dtype=torch.int64, device="cpu")
     if state:

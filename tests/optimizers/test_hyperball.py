@@ -165,6 +165,17 @@ def test_decay_is_refused(build, name):
     build([])
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("size", [1e-155, 1e-100, 1e100, 1e160])
+def test_an_update_of_any_size_leaves_the_norm(size, fused):
+    """Its square may be too large for a number; then nothing moves."""
+    param = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+    param.grad = size * torch.tensor([[1.0, -1.0], [2.0, 3.0]], dtype=torch.float64)
+    SGD([param], lr=0.1, extensions=[Hyperball()], fused=fused).step()
+    assert param.norm().item() == pytest.approx(2, rel=1e-12)
+    assert torch.equal(param.detach(), torch.ones(2, 2).double()) is (size == 1e160)
+
+
 def test_wrong_values_are_refused():
     with pytest.raises(TypeError, match="hyperball must be True or False, got 2"):
         Hyperball(2)

@@ -357,11 +357,22 @@ def test_complex_numbers_are_refused():
         optimizers.Muon([param]).step()
 
 
-def test_rows_that_are_not_blocks_are_refused():
-    param = torch.ones(4, 3, requires_grad=True)
-    param.grad = torch.ones_like(param)
-    with pytest.raises((RuntimeError, ValueError), match="blocks=3"):
-        optimizers.Muon([param], blocks=3).step()
+@pytest.mark.parametrize("fused", [False, True])
+def test_rows_that_are_not_blocks_are_refused_before_anything_moves(fused):
+    params = [torch.ones(6, 3, requires_grad=True), torch.ones(4, 3, requires_grad=True)]
+    optimizer = optimizers.Muon([{"params": param} for param in params], blocks=2, fused=fused)
+    for blocks in (2, 3):  # also of a group that was stepped before
+        ends = [param.detach().clone() for param in params]
+        optimizer.param_groups[1]["blocks"] = blocks
+        for param in params:
+            param.grad = torch.ones_like(param)
+        if blocks == 2:
+            optimizer.step()
+            continue
+        with pytest.raises(RuntimeError, match=r"shape \(4, 3\): its 4 rows are not blocks=3 matrices of as many"):
+            optimizer.step()
+        assert all(map(torch.equal, params, ends))
+        assert {state["step"].item() for state in optimizer.state.values()} == {1}
 
 
 @pytest.mark.parametrize(

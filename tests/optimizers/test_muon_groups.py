@@ -251,3 +251,25 @@ def test_what_is_no_model_is_refused():
         muon_groups([])
     with pytest.raises(ValueError, match="Identity has no parameter"):
         muon_groups(nn.Identity())
+
+
+def test_layers_whose_weight_is_computed_and_complex_ones() -> None:
+    norm = torch.nn.utils.parametrizations.weight_norm
+    model = nn.ModuleDict(
+        {
+            "embed": norm(nn.Embedding(5, 4)),
+            "first": norm(nn.Linear(4, 6)),
+            "waves": nn.Linear(4, 4, dtype=torch.complex64),
+            "head": norm(nn.Linear(6, 3)),
+        }
+    )
+    (hidden, *others) = optimizers.muon_groups(model)
+    assert [name for name, _ in hidden["params"]] == ["first.parametrizations.weight.original1"]
+    assert {group["direction"] for group in others} == {"adamw"}
+
+
+def test_a_cell_has_the_gates_of_its_layer() -> None:
+    model = nn.ModuleList([nn.LSTMCell(3, 4), nn.GRUCell(3, 4), nn.RNNCell(3, 4), nn.LSTM(3, 4, proj_size=2)])
+    blocks = {name: group.get("blocks") for group in muon_groups(model) for name, _ in group["params"]}
+    assert [blocks[f"{i}.weight_hh"] for i in range(3)] == [4, 3, 1]
+    assert (blocks["3.weight_hh_l0"], blocks["3.weight_hr_l0"]) == (4, 1)

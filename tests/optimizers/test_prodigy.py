@@ -144,6 +144,38 @@ def test_two_rates_are_refused(fused):
     assert not torch.equal(params[0], torch.ones(2))
 
 
+def test_a_checkpoint_of_two_rates_is_loaded_whole_and_refused_by_the_step():
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer = Prodigy([{"params": params[:1]}, {"params": params[1:], "lr": 0.0}])
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    checkpoint["param_groups"][1]["lr"] = 0.5
+    optimizer.load_state_dict(checkpoint)
+    assert optimizer.state_dict()["state"].keys() == {0, 1}
+    with pytest.raises(ValueError, match="Prodigy has one learning rate"):
+        optimizer.step()
+    optimizer.param_groups[1]["lr"] = 1.0
+    optimizer.step()
+
+
+@pytest.mark.parametrize("fused", [(False, False), (True, True), (True, False), (False, True)])
+def test_the_first_group_decides_however_it_is_stepped(fused):
+    ends = []
+    for coefs, each in (((2.0, 0.5), fused), ((2.0, 2.0), (False, False))):
+        params = [torch.linspace(1, 2 + i, 6, requires_grad=True) for i in range(2)]
+        groups = [{"params": [p], "d_coef": c, "fused": f} for p, c, f in zip(params, coefs, each, strict=True)]
+        optimizer = Prodigy(groups, d0=1e-3)
+        for _ in range(4):
+            for param in params:
+                param.grad = param.detach().clone()
+            optimizer.step()
+        ends.append(optimizer.d)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert ends[0] > 2e-3
+
+
 def descent(scale=1.0, d0=1e-6, steps=400, eps=1e-8, factor=1.0):
     """‖x − x*‖₁ from 0; the path, and d after each step."""
     goal = scale * torch.linspace(1, 5, 10, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Stages that reach further than a coordinate: sums over a tensor or over all, and whole matrices."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -365,3 +366,92 @@ def test_wrong_directions_are_refused() -> None:
     gradients(params, 0)
     with pytest.raises(ValueError, match="direction of parameter group 0"):
         optimizer.step()
+
+
+# ---------------------------------------------------------------------- what goes wrong elsewhere
+
+WHOLE_MATRICES = {
+    "normuon": (lambda p, **o: optimizers.Muon(p, row_beta=0.9, **o), "row_exp_avg_sq"),
+    "adafactor": (optimizers.Adafactor, "row_var"),
+    "adafactor's momentum": (lambda p, **o: optimizers.Adafactor(p, momentum=0.9, **o), "momentum_buffer"),
+    "shampoo": (optimizers.Shampoo, "left"),
+    "shampoo's powers": (optimizers.Shampoo, "right_root"),
+    "soap": (optimizers.SOAP, "left_gram"),
+    "soap's adam": (optimizers.SOAP, "exp_avg"),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("wrong", [torch.ones(7, 7), torch.ones(1, 1), "no tensor"], ids=["large", "one", "none"])
+@pytest.mark.parametrize("case", WHOLE_MATRICES)
+def test_matrices_of_another_checkpoint_are_refused_before_anything_moves(
+    case: str, wrong: Any, fused: bool
+) -> None:
+    """Also one that arithmetic would take: of one row and column."""
+    make, name = WHOLE_MATRICES[case]
+    params = [nn.Parameter(torch.arange(12.0).reshape(4, 3).cos() * (1 + i)) for i in range(2)]
+    optimizer = make(params, fused=fused)
+    for param in params:
+        param.grad = param.detach().sin()
+    optimizer.step()
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    checkpoint["state"][1][name] = wrong
+    optimizer.load_state_dict(checkpoint)
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(RuntimeError, match=rf"cannot step a parameter of shape \(4, 3\): its {name} "):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    assert optimizer.state[params[0]]["step"] == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optimizers.Muon,
+        lambda p, **o: optimizers.Muon(p, method="exact", **o),
+        optimizers.Shampoo,
+        optimizers.SOAP,
+        lambda p, **o: optimizers.SOAP(p, first_step=True, **o),
+        optimizers.Adafactor,
+    ],
+)
+def test_a_gradient_that_is_no_number_spoils_its_own_parameter(make: Any, value: float, fused: bool) -> None:
+    """As by elementwise rules, which never fail for it; a decomposition would, between two parameters."""
+    params = [nn.Parameter(torch.arange(12.0).reshape(4, 3).cos() * (1 + i)) for i in range(3)]
+    optimizer = make(params, fused=fused)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.arange(12.0).reshape(4, 3).sin()
+        params[1].grad[0, 0] = value
+        optimizer.step()
+    assert params[1].isnan().all()
+    assert params[0].isfinite().all()
+    assert params[2].isfinite().all()
+
+
+@pytest.mark.parametrize("make", [optimizers.SOAP, lambda p, **o: optimizers.Shampoo(p, every=5, **o)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_rule_of_matrices_goes_on_from_a_checkpoint_that_has_none(make: Any, fused: bool) -> None:
+    param = nn.Parameter(torch.arange(12.0).reshape(4, 3).cos())
+    before = optimizers.SGD([param], lr=0.1)
+    for optimizer in (before, make([param], fused=fused)):
+        if optimizer is not before:
+            optimizer.load_state_dict(before.state_dict())
+        for _ in range(2):
+            param.grad = torch.arange(12.0).reshape(4, 3).sin()
+            optimizer.step()
+    assert optimizer.state[param]["step"] == 4
+    assert param.isfinite().all()
+    roots = [state for name, state in optimizer.state[param].items() if name.endswith(("root", "basis"))]
+    assert [tuple(root.shape) for root in roots] == [(4, 4), (3, 3)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_sums_of_16_bit_numbers_do_not_overflow(fused: bool) -> None:
+    """400² is beyond float16: the norm of 12 such gradients is 400 √12, and MARS makes it 1."""
+    param = nn.Parameter(torch.zeros(4, 3, dtype=torch.float16))
+    param.grad = torch.full_like(param, 400)
+    optimizers.SGD([param], lr=1.0, extensions=[optimizers.MARS(beta=0.9)], fused=fused).step()
+    assert torch.allclose(param.detach().float(), torch.tensor(-(12**-0.5)), rtol=1e-3)

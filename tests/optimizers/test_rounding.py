@@ -26,12 +26,18 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import optimizers
 from optimizers import (
     SGD,
+    SOAP,
+    Adafactor,
     Adam,
     AdamW,
+    Cautious,
+    Chain,
     GradientDropout,
     Kahan,
     LearningRateDropout,
     Lookahead,
+    Muon,
+    Shampoo,
     Stage,
     StateDtype,
     StochasticRounding,
@@ -369,6 +375,38 @@ def test_a_slow_average_in_bfloat16_moves_in_the_mean(fused: bool) -> None:
         ends.append(optimizer.state[param]["exp_avg_sq"].double().mean().item())
     assert abs(ends[0] - (1 - 0.999**1500)) < 1e-3
     assert ends[1] < 0.6
+
+
+@BOTH
+@pytest.mark.parametrize("rule", ["matrix", "sums", "sums behind a matrix"])
+def test_what_is_stored_on_the_way_to_a_sum_or_a_matrix_is_rounded_so(rule: str, fused: bool) -> None:
+    """A velocity of 1 − 0.999ᵗ under gradients of 1, stored before the step is at its end."""
+    param = nn.Parameter(torch.zeros(128, 128))
+    extensions = [StateDtype(), *([] if rule == "matrix" else [Cautious()])]
+    if "matrix" in rule:
+        optimizer: Chain = Muon([param], lr=0.0, momentum=0.999, extensions=extensions, fused=fused)
+    else:
+        optimizer = AdamW([param], lr=0.0, betas=(0.999, 0.999), extensions=extensions, fused=fused)
+    for _ in range(700):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    (velocity,) = (
+        tensor for name, tensor in optimizer.state[param].items() if name in ("momentum_buffer", "exp_avg")
+    )
+    assert velocity.dtype == torch.bfloat16
+    assert abs(velocity.double().mean().item() - (1 - 0.999**700)) < 2e-3
+
+
+@pytest.mark.parametrize("rule", ["normuon", "adafactor", "shampoo", "soap"])
+def test_what_belongs_to_whole_matrices_is_loaded_as_it_was(rule: str) -> None:
+    build = {"normuon": lambda p, **o: Muon(p, row_beta=0.9, **o), "adafactor": Adafactor, "shampoo": Shampoo}
+    params, again = parameters(torch.bfloat16, [(4, 3)]), parameters(torch.bfloat16, [(4, 3)])
+    optimizer, other = (build.get(rule, SOAP)(p, extensions=[StateDtype()]) for p in (params, again))
+    run(optimizer, params, range(2))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    state, loaded = optimizer.state[params[0]], other.state[again[0]]
+    assert {name: tensor.dtype for name, tensor in loaded.items()} == {n: t.dtype for n, t in state.items()}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("given", [torch.bfloat16, "bfloat16", torch.float32, "float32"], ids=str)

@@ -9,6 +9,7 @@ for other scales does not count either: other settings at quick scale leave the 
 import ast
 import functools
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -86,12 +87,21 @@ def _defining_module(base: str, name: str, root: Path) -> str:
         return f"{base}.{name}"
     path = _file(base, root)
     if path is not None and path.name == "__init__.py":
-        for node in _import_nodes(_parse(path, path.stat().st_mtime_ns)):
-            if isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return _defining_module(_absolute(node, base), alias.name, root)
+        found = _exports(path, path.stat().st_mtime_ns).get(name)
+        if found is not None:
+            return _defining_module(_absolute(found[0], base), found[1], root)
     return base
+
+
+@functools.lru_cache(maxsize=256)
+def _exports(path: Path, mtime_ns: int) -> dict[str, tuple[ast.ImportFrom, str]]:
+    """By the names that a file takes from others: where, and what they are called there."""
+    found: dict[str, tuple[ast.ImportFrom, str]] = {}
+    for node in _import_nodes(_parse(path, mtime_ns)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                found.setdefault(alias.asname or alias.name, (node, alias.name))
+    return found
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
@@ -107,9 +117,10 @@ def _package(path: Path, root: Path) -> str:
 
 
 def _file(name: str, root: Path) -> Path | None:
-    stem = root.joinpath(*name.split("."))
-    candidates = (stem.with_name(stem.name + ".py"), stem / "__init__.py")
-    return next((path for path in candidates if name and path.is_file()), None)
+    # As text: a Path takes longer to make than the system to answer, and this is asked for every import.
+    stem = os.path.join(root, *name.split("."))
+    found = next((path for path in (f"{stem}.py", f"{stem}/__init__.py") if name and os.path.isfile(path)), None)
+    return Path(found) if found else None
 
 
 # The book asks for two dozen notebooks in a row, most of which use the same files.
@@ -135,7 +146,15 @@ def _canonical_file(path: Path, mtime_ns: int) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    found: list[ast.Import | ast.ImportFrom] = []
+    waiting = [tree]
+    for node in waiting:  # statements only, from the outside to the inside: most of a tree are expressions
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        else:
+            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+                waiting += getattr(node, part, ())
+    return found
 
 
 def _canonical(node: object) -> str:

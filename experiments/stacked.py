@@ -59,8 +59,8 @@ class StackedMLP(nn.Module):
 class Rates(Stage):
     """A learning rate of its own for every network of a stack: the update of network i is multiplied by `rates[i]`.
 
-    It takes the place of a learning rate: the optimizer's is then 1, or what a schedule makes of that. Not for a rule
-    that asks for its learning rate, such as AdaBound.
+    It takes the place of a learning rate: the optimizer's is then 1, or what a schedule makes of that. Not for a
+    rule that asks for its learning rate, such as AdaBound.
     """
 
     place = Place.STEP_SIZE
@@ -91,8 +91,8 @@ def train_grid(
 ) -> dict[float, list[History]]:
     """By learning rate the histories of networks with these seeds, all trained as one stack.
 
-    `make(params, lr=…, extensions=…)` makes the optimizer, `options` are those of `train`. Networks of a single seed
-    see the same batches.
+    `make(params, lr=…, extensions=…)` makes the optimizer, `options` are those of `train`. Networks of a single
+    seed see the same batches.
     """
     pairs = [(rate, seed) for rate in rates for seed in seeds]
     model = StackedMLP([seed for _, seed in pairs], ds.x_train[0].numel(), hidden, ds.classes).to(device)

@@ -233,7 +233,7 @@ guessing = 1 - 1 / dataset.classes
 
 
 def errors(make, rates):
-    """By learning rate the test error after every epoch, one list per seed; that of guessing from a divergence on."""
+    """By learning rate the test error after every epoch, a list per seed; that of guessing from a divergence on."""
     epochs, hidden = SETTINGS["epochs"], tuple(SETTINGS["hidden"])
     options = {"hidden": hidden, "epochs": epochs, "batch_size": 100, "device": device}
     found = {}

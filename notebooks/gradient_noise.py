@@ -245,7 +245,7 @@ def spread_of(layers):
 def train(layers, optimizer, steps, points=0):
     """Train all arms; returns the losses (steps, arms, seeds) and, at `points` times, accuracies and spreads.
 
-    The optimizer's groups have the layers' memory, each that of some arms, in order: gradients are computed for all.
+    The optimizer's groups have the layers' memory, each that of some arms, in order. Gradients are the layers'.
     """
     ends = itertools.accumulate([0, *(len(group["params"][0]) for group in optimizer.param_groups)])
     parts = [slice(start, end) for start, end in itertools.pairwise(ends)]

@@ -417,7 +417,8 @@ def train(arm, run_seeds):
             order = torch.stack([torch.randperm(TRAIN, generator=g) for g in orders])
             for chosen in order[:, : TRAIN // BATCH * BATCH].split(BATCH, 1):
                 y = labels[chosen]
-                x = torch.stack([p.alter(images[c], labels[c], a[c]) for p, c, a in zip(patches, chosen, altered)])
+                each = zip(patches, chosen, altered, strict=True)
+                x = torch.stack([p.alter(images[c], labels[c], a[c]) for p, c, a in each])
                 optimizer.zero_grad()
                 logits = net(x.to(device))
                 loss = F.cross_entropy(logits.flatten(0, 1), y.flatten().to(device))

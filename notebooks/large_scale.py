@@ -64,10 +64,10 @@ record = records.new("large_scale", scale, {"seeds": seeds, "device": device, "p
 
 # %%
 def simulate(rates, h, start, steps, runs, deviations=None):
-    """SGD with the package; yields t and the arms' parameters, (arms, seeds, runs, len(h)), for t = 0, 1, …, steps.
+    """SGD with the package; yields t and θ, (arms, seeds, runs, len(h)), for t = 0, 1, …, steps.
 
-    `rates` and `deviations` (of the noise) hold a function of t for every arm; the latter are 1 by default. All arms
-    are one parameter: the gradient is multiplied by the learning rate, as the step is linear in the gradient.
+    `rates` and `deviations` (of the noise) hold a function of t for every arm; the latter are 1 by default. All
+    arms are one parameter: the gradient is multiplied by the learning rate, as the step is linear in the gradient.
     """
     deviations = deviations or [lambda t: 1.0] * len(rates)
     h, start = (torch.as_tensor(x, dtype=torch.float64) for x in (h, start))

@@ -191,7 +191,7 @@ def squared_error(parameters, x):
 
 
 def train(rule, exponents, batch=128):
-    """By learning rate, a power of √10: the training losses (steps, seeds), and the test losses at the end (seeds,)."""
+    """By learning rate, a power of √10: training losses (steps, seeds), and the test losses at the end (seeds,)."""
     parameters, seen = networks(len(exponents)), (len(exponents), 1, 1)
     rates = stacked.Rates([10 ** (k / 2) for k in exponents for _ in all_seeds])
     optimizer = RULES[rule](parameters, lr=1.0, extensions=[rates])

@@ -270,6 +270,7 @@ for other in ("adam", "warmup"):
 # %% [markdown]
 # And the scale of the loss on a network: a loss of $10^4$ times the usual one, at α = 2⁻⁶, where all train.
 
+
 # %%
 def scaled_loss(arm, loss_scale):
     net = models.mlp(features, tuple(SETTINGS["hidden"]), dataset.classes, seed=seeds[0])

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
 from .engine import Chain, Options, Partition, Place, Stage
-from .polar_express import Coefficients, polar_express
+from .polar_express import Coefficients, polar_express, polar_factor
 from .weight_decay import DecoupledWeightDecay
 
 Method = Literal["newton_schulz", "polar_express", "exact"]
@@ -42,14 +42,6 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) ->
         even = add(gram, gram, gram, beta=b, alpha=c) if c else b * gram
         x = add(x, even, x, beta=a)
     return x.mT if tall else x
-
-
-def polar_factor(x: Tensor) -> Tensor:
-    """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
-    finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # of other matrices there is no decomposition
-    u, s, vt = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
-    seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
-    return torch.where(finite, (u * seen.unsqueeze(-2)) @ vt, torch.nan)
 
 
 def orthogonalized(

@@ -1,4 +1,4 @@
-"""The Polar Express: for each step of Newton and Schulz a polynomial of its own (Amsel et al., 2025); what it nears."""
+"""The Polar Express: for each step of Newton and Schulz a polynomial of its own (Amsel et al., 2025)."""
 
 import math
 from functools import lru_cache

@@ -113,6 +113,8 @@ def _wide(value: Any) -> Any:
 def _stored(active: Active, old: dict[str, Tensor], new: dict[str, Tensor], known: Hyper) -> dict[str, Tensor]:
     """The new state as stages will have it stored, where it is not the old one."""
     for stage, hyper, _ in active:
+        if type(stage).store is Stage.store:  # which is asked too often to be asked in vain
+            continue
         changed = stage.store(new, {**known, **hyper})
         new = new | {name: tensor for name, tensor in changed.items() if new[name] is not old.get(name)}
     return new

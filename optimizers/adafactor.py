@@ -137,10 +137,10 @@ class Adafactor(Chain):
         \theta_t = \theta_{t-1} - \min\Big(\alpha_t, \frac{1}{\sqrt t}\Big) \max(\varepsilon_2,
         \mathrm{RMS}(\theta_{t-1})) \frac{U_t}{\max(1, \mathrm{RMS}(U_t) / d)} - \alpha_t \lambda \theta_{t-1}
 
-    :math:`R_t` and :math:`C_t` are averages of the means of :math:`g_t^2` over each row's columns and each column's
-    rows: r + c numbers are kept of r × c. Vectors keep all of :math:`V_t`. Tensors of more than two dimensions are
-    taken as matrices, the first one against all others; torch takes the last two of each apart, and its checkpoint
-    of such a tensor does not fit.
+    Shazeer and Stern (2018); :math:`R_t` and :math:`C_t` are averages of the means of :math:`g_t^2` over each row's
+    columns and each column's rows: r + c numbers are kept of r × c. Vectors keep all of :math:`V_t`. Tensors of
+    more than two dimensions are taken as matrices, the first one against all others; torch takes the last two of
+    each apart, and its checkpoint of such a tensor does not fit.
 
     torch's ``lr`` is the largest relative step, not a learning rate: after 1 / lr² steps all values give the same
     step, 1/√t. With ``relative_step=False`` it is a learning rate, as in Hugging Face's with a given ``lr``.

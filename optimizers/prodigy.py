@@ -1,5 +1,6 @@
 r"""Prodigy: Adam that finds its learning rate on the way (Mishchenko and Defazio, 2024)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -116,8 +117,10 @@ class ProdigyDirection(Stage):
         estimate = hyper["d_coef"] * numerator / (hyper["d0"] * select(some, sums["s_norm"], 1.0))
         largest = select(some & (estimate > largest), estimate, largest)
         # d_{t+1} = max(d_t, d̂_{t+1}), after the first estimate at most the growth rate times d_t
-        bound = select(d == 1, largest, d) * hyper["growth_rate"]
-        new = select(bound < largest, bound, largest)
+        new = largest
+        if hyper["growth_rate"] != math.inf:
+            bound = select(d == 1, largest, d) * hyper["growth_rate"]
+            new = select(bound < largest, bound, largest)
         return {
             "d": select(some, new, d),
             "d_before": d,

@@ -119,7 +119,9 @@ def _sum(stage: Stage, workers: Sequence[Worker], states: States) -> None:
 
 def plain(value: Tensor) -> Any:
     """A number as stages are given it: Python's where it is at hand, unless autograd follows it."""
-    return value if value.requires_grad or value.device.type != "cpu" else value.item()
+    if value.requires_grad:
+        return value.double()  # as precise as a number
+    return value if value.device.type != "cpu" else value.item()
 
 
 def _largest(counts: Sequence[Any]) -> Any:

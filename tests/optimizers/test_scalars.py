@@ -181,11 +181,11 @@ def test_the_numbers_of_the_state_carry_their_derivatives():
 @pytest.mark.parametrize("cls", NAMED)
 def test_lr_zero_moves_nothing(cls):
     random = torch.Generator().manual_seed(0)
-    theta = torch.randn(5, generator=random, dtype=torch.float64).requires_grad_()
+    theta = torch.randn(5, 2, generator=random, dtype=torch.float64).requires_grad_()
     start = theta.detach().clone()
     optimizer = cls([theta], lr=0.0)
     for _ in range(3):
-        theta.grad = torch.randn(5, generator=random, dtype=torch.float64)
+        theta.grad = torch.randn(5, 2, generator=random, dtype=torch.float64)
         optimizer.step()
     assert torch.equal(theta.detach(), start)
 

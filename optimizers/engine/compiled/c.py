@@ -202,11 +202,12 @@ class _Kernel:
                 )
                 store = f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};"
                 stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
-        terms = range(len(self.program.terms))
+        ones = {operation.result for operation in self.program.operations if operation.name == "ones_like"}
+        terms = {i: value for i, (_, value) in enumerate(self.program.terms) if value not in ones}
         sums = [f"double total{i} = 0;" for i in terms]
         stores += [
             f"total{i} += {self.expressions.operand(value, torch.float64, in_loop=True)};"
-            for i, (_, value) in enumerate(self.program.terms)
+            for i, value in terms.items()
         ]
         reduction = f" reduction(+:{','.join(f'total{i}' for i in terms)})" if terms else ""
         pointers = [f"{self.stored[name]} *restrict const {name}_at = at->{name};" for name in self.program.names]
@@ -218,7 +219,8 @@ class _Kernel:
         loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
         gates = "".join(f", const int {gate}" for gate in dict.fromkeys(self.gates.values()))
         head = f"static inline void advance({self._parameters('restrict grad_at')}{gates}) {{"
-        ends = [f"part[{i}] += total{i};" for i in terms]
+        totals = {i: f"total{i}" if i in terms else "end - begin" for i in range(len(self.program.terms))}
+        ends = [f"part[{i}] += {total};" for i, total in totals.items()]
         body = [*pointers, *numbers, *sums, f"#pragma omp simd{reduction}", *loop.splitlines(), *ends]
         return _block(head, body, "}")
 

@@ -1,5 +1,6 @@
 """Stacked networks: each is the network that it would be alone, whatever happens to its neighbors."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+import optimizers
 from experiments import data, mixes, models, stacked, training
 from experiments.stacked import StackedMLP
 
@@ -117,3 +119,36 @@ def test_when_all_have_diverged_the_rest_is_not_run(ds: data.Dataset) -> None:
     histories = stacked.train(model, optimizer, ds, epochs=40, progress=lambda epoch, loss: calls.append(epoch))
     assert all(history.diverged for history in histories)
     assert calls == []
+
+
+def test_a_grid_is_its_single_runs(ds: data.Dataset) -> None:
+    """Every network moves at its own learning rate, under a schedule too, as one alone at that rate would."""
+    make = functools.partial(optimizers.Adam, weight_decay=1e-3)
+    options: Any = {"epochs": 2, "schedule": rising}
+    grid = stacked.train_grid(make, [1e-3, 1e-2], SEEDS[:2], ds, hidden=(64,), **options)
+    assert list(grid) == [1e-3, 1e-2]
+    for rate, histories in grid.items():
+        for seed, history in zip(SEEDS[:2], histories, strict=True):
+            model = models.mlp(64, seed=seed)
+            single = training.train(
+                model, make(model.parameters(), lr=rate), ds, seed=seed, progress=False, **options
+            )
+            assert history.train_loss == pytest.approx(single.train_loss, rel=1e-4)
+
+
+def test_a_grid_of_one_seed_shares_its_batches_and_survives_a_rate_that_is_too_large(ds: data.Dataset) -> None:
+    make = functools.partial(optimizers.SGD, momentum=0.9)
+    grid = stacked.train_grid(make, [1e-2, 1e30], [3], ds, hidden=(64,), epochs=1)
+    assert [history.diverged for (history,) in grid.values()] == [False, True]
+    model = models.mlp(64, seed=3)
+    single = training.train(model, make(model.parameters(), lr=1e-2), ds, seed=3, epochs=1, progress=False)
+    assert grid[1e-2][0].train_loss == pytest.approx(single.train_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_rates_multiply_the_update_of_their_row(fused: bool) -> None:
+    w = torch.ones(3, 2, 2, requires_grad=True)
+    optimizer = optimizers.SGD([w], lr=0.5, extensions=[stacked.Rates([0.0, 1.0, 4.0])], fused=fused)
+    w.grad = torch.full_like(w, 2.0)
+    optimizer.step()
+    assert w[:, 0, 0].tolist() == [1.0, 0.0, -3.0]

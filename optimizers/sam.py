@@ -66,8 +66,8 @@ class ASAM(SAM):
 
     .. math:: e_t = \rho \frac{\theta_t^2 \, \nabla f(\theta_t)}{\lVert \theta_t \nabla f(\theta_t) \rVert}
 
-    Kwon, Kim, Park and Choi (2021), with their operator :math:`T = |\theta|` for every coordinate and nothing added to
-    it.
+    Kwon, Kim, Park and Choi (2021), with their operator :math:`T = |\theta|` for every coordinate and nothing
+    added to it.
 
     Args:
         rho: ρ, in [0, ∞), relative to the parameters: about ten times SAM's and more.

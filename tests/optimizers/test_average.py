@@ -33,7 +33,7 @@ def iterates(stage, fused, steps=30):
         (Average(0.9, debias=True), lambda n: 0.1 * 0.9 ** np.arange(n)[::-1] / (1 - 0.9**n)),
         (Average(0.9), lambda n: np.array([0.9 ** (n - 1), *(0.1 * 0.9 ** np.arange(n - 1)[::-1])])),
     ],
-    ids=repr,
+    ids=["polyak", "debiased", "ema"],
 )
 def test_equals_its_definition(stage, weights, fused):
     path = iterates(stage, fused)
@@ -45,7 +45,7 @@ def test_equals_its_definition(stage, weights, fused):
 @pytest.mark.parametrize(
     ("stage", "options"),
     [(Average(0.9), {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}), (Average(None), {})],
-    ids=repr,
+    ids=["ema", "polyak"],
 )
 def test_equals_torchs_averaged_model(stage, options):
     torch.manual_seed(0)

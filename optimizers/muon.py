@@ -1,7 +1,7 @@
 r"""Muon: the momentum, orthogonalized (Jordan et al., 2024; Liu et al., 2025), and NorMuon (Li et al., 2025)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Unpack
 
 import torch
@@ -10,51 +10,13 @@ from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
 from .engine import Chain, Options, Partition, Place, Stage
-from .polar_express import Coefficients, polar_express, polar_factor
+from .orthogonal import JORDAN, orthogonalized
+from .polar_express import Coefficients
 from .weight_decay import DecoupledWeightDecay
 
 Method = Literal["newton_schulz", "polar_express", "exact"]
 Scale = Literal["original", "match_rms_adamw", "jordan", "moonlight"]
 Precision = Literal["auto", "bfloat16", "float32", "float64"]
-
-# Jordan's p(s) = a s + b s³ + c s⁵: as steep at 0 as can be, where values may end anywhere between 0.7 and 1.2.
-JORDAN: Coefficients = (3.4445, -4.7750, 2.0315)
-
-
-def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) -> Tensor:
-    """U p(S / ‖S‖) Vᵀ of a matrix U S Vᵀ, or of each of a stack, p being the polynomials, one after the other.
-
-    Args:
-        x: (rows, columns), or (matrices, rows, columns).
-        polynomials: (a, b, c) each, of a s + b s³ + c s⁵.
-        eps: the least ‖X‖ to divide by.
-    """
-    add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:  # X Xᵀ is to be the smaller of the two
-        x = x.mT
-    # ‖X‖₂ ≤ ‖X‖_F = 1
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for a, b, c in polynomials:
-        # A = X Xᵀ
-        gram = x @ x.mT
-        # X ← a X + (b A + c A²) X   (with alpha=0, torch 2.13's baddbmm forgets beta in bfloat16)
-        even = add(gram, gram, gram, beta=b, alpha=c) if c else b * gram
-        x = add(x, even, x, beta=a)
-    return x.mT if tall else x
-
-
-def orthogonalized(
-    x: Tensor, method: str, coefficients: Coefficients, steps: int, eps: float, precision: str
-) -> Tensor:
-    """The nearest orthogonal matrix of a matrix, or of each of a stack, or about that."""
-    if precision != "auto":
-        x = x.to(getattr(torch, precision))
-    elif x.device.type != "cpu":  # which computes in bfloat16 some twenty times slower than in float32
-        x = x.bfloat16()
-    if method == "exact":
-        return polar_factor(x.float() if x.dtype == torch.bfloat16 else x)
-    return newton_schulz(x, polar_express(steps) if method == "polar_express" else [coefficients] * steps, eps)
 
 
 def split(x: Tensor, blocks: int) -> Tensor:

@@ -4,7 +4,6 @@ import math
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 Coefficients = tuple[float, float, float]  # (a, b, c) of p(s) = a s + b s³ + c s⁵
 
@@ -50,11 +49,3 @@ def polar_express(steps: int) -> tuple[Coefficients, ...]:
         low = value(p, low / ROOM)
         high = 2 - low
     return (*((a / ROOM, b / ROOM**3, c / ROOM**5) for a, b, c in polynomials[:-1]), polynomials[-1])
-
-
-def polar_factor(x: Tensor) -> Tensor:
-    """U Vᵀ of a matrix U S Vᵀ, or of each of a stack, without the directions in which S is 0 but for rounding."""
-    finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # of other matrices there is no decomposition
-    u, s, vt = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
-    seen = s > max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
-    return torch.where(finite, (u * seen.unsqueeze(-2)) @ vt, torch.nan)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 import optimizers
-from optimizers.muon import JORDAN, MuonDirection, newton_schulz
+from optimizers.muon import JORDAN, MuonDirection
+from optimizers.orthogonal import newton_schulz
 from optimizers.polar_express import polar_express
 
 from .matrices import apart, follow, gaussian, path, singular_values
@@ -392,3 +394,22 @@ def test_rows_that_are_not_blocks_are_refused_before_anything_moves(fused):
 def test_wrong_values_are_refused(options, error, match):
     with pytest.raises(error, match=match):
         optimizers.Muon([torch.zeros(2, 2)], **options)
+
+
+@pytest.mark.parametrize("shape", [(20, 70), (70, 20), (3, 10, 40)])
+@pytest.mark.parametrize("polynomials", [[JORDAN] * 5, [JORDAN], [JORDAN] * 2, list(polar_express(5))])
+def test_wide_matrices_come_out_as_others_do(shape: tuple[int, ...], polynomials: Any) -> None:
+    """In factors of the shorter side, with singular values down to what single precision can hold."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(*shape[:-2], n, n, generator=random, dtype=torch.float64))[0]
+        for n in shape[-2:]
+    )
+    values = torch.logspace(0, -6, min(shape[-2:]), dtype=torch.float64)
+    start = left[..., : len(values)] * values @ right.mT[..., : len(values), :]
+    x = start / start.norm(dim=(-2, -1), keepdim=True)
+    for a, b, c in polynomials:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert torch.allclose(newton_schulz(start, polynomials, 1e-7), x, rtol=0, atol=1e-10)
+    assert torch.allclose(newton_schulz(start.float(), polynomials, 1e-7).double(), x, rtol=0, atol=2e-4)

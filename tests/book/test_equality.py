@@ -288,9 +288,12 @@ def share(u, g, rescale="mean", eps=None):
 
 def lamb(
     theta, g, t, lr, eta, memory, weight_decay=0.0, late_decay=0.0, correct=True, clip=False, max_norm=None,
-    small=0.0, cautious=False, betas=(0.9, 0.999), eps=1e-6,
+    small=0.0, late_correct=False, cautious=False, betas=(0.9, 0.999), eps=1e-6,
 ):  # fmt: skip
-    """You et al. 2020, Algorithm 2; Keras and kozistr: decay before, outside of the ratio; NVIDIA: a clip first."""
+    """You et al. 2020, Algorithm 2; Keras and kozistr: decay before, outside of the ratio; NVIDIA: a clip first.
+
+    kozistr corrects the first average past the ratio, too, where it lengthens the step.
+    """
     if max_norm is not None:
         g = g * min(1.0, max_norm / np.linalg.norm(g))
     m, v = moments(g, memory, betas)
@@ -300,6 +303,7 @@ def lamb(
     u = m / (np.sqrt(v) + eps)
     u = (share(u, g) * u if cautious else u) + weight_decay * theta
     ratio = np.linalg.norm(theta) / (np.linalg.norm(u) + small)
+    lr = lr / (1 - betas[0] ** t) if late_correct else lr
     return theta - lr * (min(ratio, 1.0) if clip else ratio) * u
 
 

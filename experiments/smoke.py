@@ -29,6 +29,8 @@ SHAPES = ((7,), (40, 50), (), (8, 3, 3, 3))
 LIMIT = 90  # seconds for a check, the start of its process included
 # How far from the CPU's float32 losses may be after five steps: what the precision has, with room for growth.
 TOLERANCE = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 5e-2}
+# They take no vectors, or do something else at every so many steps, of which a graph knows nothing.
+MATRICES = ("adafactor", "muon", "shampoo", "soap")
 EXTENDED = (
     "radamw(nesterov=True)+gradient_noise+lr_dropout(0.5)+lookahead",
     "adam+lookahead(inner='average')",
@@ -40,7 +42,8 @@ EXTENDED = (
 
 def names() -> list[str]:
     """The checks, in order: the first ones are those that most depends on."""
-    texts = list(dict.fromkeys([*optimizers.recipes, *optimizers.list(), *EXTENDED]))
+    elementwise = [name for name in optimizers.list() if name not in MATRICES]
+    texts = list(dict.fromkeys([*optimizers.recipes, *elementwise, *EXTENDED]))
     kinds = ("logistic", "mlp", "cnn", "flat", "stacked")
     return [
         "data: a set on the device",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .engine import Chain, Options, Place, Stage
+from .shampoo import read
 from .weight_decay import DecoupledWeightDecay
 
 Floor = Literal["denominator", "square"]
@@ -96,6 +97,7 @@ class AdafactorDirection(Stage):
         scale_parameter: bool,
         momentum: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        step = read(step)
         eps1, eps2 = eps
         # Where ε₁ is: under the root of what is divided by (torch), or in every g² (the paper)
         if floor == "denominator":

@@ -15,6 +15,13 @@ Graft = Literal["none", "adam"]
 Sides = tuple[Tensor, Tensor]
 
 
+def read(step: Any) -> Any:
+    """A count that decides what is done; RuntimeError where a graph would capture what this one decides."""
+    if isinstance(step, Tensor) and step.device.type != "cpu":
+        raise RuntimeError("a rule reads its count at every step: no graph can capture it; set capturable=False")
+    return step
+
+
 def sides(x: Tensor) -> Sides:
     """A gradient as a matrix whose rows are what is whitened, and as one whose columns are, in the same way.
 
@@ -131,6 +138,7 @@ class ShampooDirection(Stage):
         graft_beta: float,
         max_precond_dim: int,
     ) -> tuple[Tensor, ...]:
+        step = read(step)
         keep, add, bias = (1.0, 1.0, 1.0) if beta is None else (beta, 1 - beta, 1 - beta**step)
         rows, columns = sides(x)
         # L_t = L_{t−1} + G_t G_tᵀ  and  R_t = R_{t−1} + G_tᵀ G_t, or averages of them

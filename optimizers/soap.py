@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
 from .engine import Chain, Options, Place, Stage, select
-from .shampoo import eigenvectors
+from .shampoo import eigenvectors, read
 from .weight_decay import DecoupledWeightDecay
 
 SLICE = 1 << 17  # elements
@@ -137,7 +137,7 @@ class Rotated(Stage):
 
     def matrix(self, x: Tensor, **given: Any) -> tuple[Tensor, ...]:
         """The stage's step; what it is given depends on the inner direction."""
-        first, step = given["left_basis"].dim() == 0, given["step"] - (0 if given["first_step"] else 1)
+        first, step = given["left_basis"].dim() == 0, read(given["step"]) - (0 if given["first_step"] else 1)
         memory = {name: given[name] for name in self.inner.state}
         beta, largest = given["shampoo_beta"], given["max_precond_dim"]
         # L_t = β L_{t−1} + (1 − β) G_t G_tᵀ  and  R_t = β R_{t−1} + (1 − β) G_tᵀ G_t

@@ -309,8 +309,22 @@ class NothingRead(TorchDispatchMode):
         return result
 
 
+READERS = ("adafactor", "shampoo", "soap")
+CAPTURED = [name for name in optimizers.list() if name not in READERS]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_who_must_read_its_count_cannot_be_captured(name: str) -> None:
+    """It does something else at every so many steps, or at a learning rate of 0."""
+    parameter = torch.zeros(4, 500, device="meta", requires_grad=True)
+    optimizer = optimizers.create(name, [parameter], capturable=True)
+    parameter.grad = torch.zeros(4, 500, device="meta")
+    with pytest.raises(RuntimeError, match=r"reads its count at every step: .* capturable=False"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize(
-    "text", [*optimizers.recipes, *optimizers.list(), MIX, "adam+clip_norm(1.0)", "adam+clip_value(0.1)"]
+    "text", [*optimizers.recipes, *CAPTURED, MIX, "adam+clip_norm(1.0)", "adam+clip_value(0.1)"]
 )
 def test_a_capturable_step_reads_nothing_back(text: str) -> None:
     """On the meta device, whose values nobody can read: a step with its rate on the device asks for none."""

@@ -1,6 +1,7 @@
 r"""Adam and Adamax (Kingma and Ba, 2015), and what the whole Adam family shares."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -62,19 +63,29 @@ class AdamDirection(Stage):
     ranges = {"betas": "pair [0, 1)", "eps": "[0, inf)", "amsgrad": "bool", "nesterov": "bool"}
     state = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     velocity = ("exp_avg",)
+    #: whether m_t is kept where β₁ is 0 and it is the gradient's copy, as torch.optim's checkpoints have it
+    keeps_copy = True
 
     def __init__(
         self, betas: Betas = (0.9, 0.999), eps: float = 1e-8, amsgrad: bool = False, nesterov: bool = False
     ) -> None:
         super().__init__(betas=betas, eps=eps, amsgrad=amsgrad, nesterov=nesterov)
 
+    def joined(self, chain: Sequence[Stage]) -> Stage:
+        if not any(other.averages for other in chain):
+            return self
+        stage = copy.copy(self)
+        stage.keeps_copy = False
+        return stage
+
     def remembers(self, hyper: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.state if hyper["amsgrad"] else self.state[:2]
+        names = self.state if hyper["amsgrad"] else self.state[:2]
+        return names if self.keeps_copy or hyper["betas"][0] != 0 else names[1:]
 
     @staticmethod
     def update(
         grad: Tensor,
-        exp_avg: Tensor,
+        exp_avg: Tensor | None,
         exp_avg_sq: Tensor,
         max_exp_avg_sq: Tensor | None,
         step: float,
@@ -82,10 +93,11 @@ class AdamDirection(Stage):
         eps: float,
         amsgrad: bool,
         nesterov: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         beta1, beta2 = betas
-        exp_avg, exp_avg_sq = moments(grad, exp_avg, exp_avg_sq, betas)
-        exp_avg_hat = first_moment(grad, exp_avg, beta1, step, nesterov)
+        average, exp_avg_sq = moments(grad, grad if exp_avg is None else exp_avg, exp_avg_sq, betas)
+        exp_avg = None if exp_avg is None else average
+        exp_avg_hat = first_moment(grad, average, beta1, step, nesterov)
         largest = exp_avg_sq
         if amsgrad:
             assert max_exp_avg_sq is not None

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .engine import symmetric
 from .polar_express import Coefficients, polar_express
 
 # Jordan's p(s) = a s + b s³ + c s⁵: as steep at 0 as can be, where values may end anywhere between 0.7 and 1.2.
@@ -30,9 +31,9 @@ def newton_schulz(x: Tensor, polynomials: Sequence[Coefficients], eps: float) ->
         x, polynomials = by_factors(x, polynomials), ()
     for a, b, c in polynomials:
         # A = X Xᵀ
-        gram = x @ x.mT
+        gram = symmetric(x, x.mT)
         # X ← a X + (b A + c A²) X   (with alpha=0, torch 2.13's baddbmm forgets beta in bfloat16)
-        even = add(gram, gram, gram, beta=b, alpha=c) if c else b * gram
+        even = symmetric(gram, gram, gram, beta=b, alpha=c) if c else b * gram
         x = add(x, even, x, beta=a)
     return x.mT if tall else x
 
@@ -42,15 +43,15 @@ def by_factors(x: Tensor, polynomials: Sequence[Coefficients]) -> Tensor:
 
     Begun anew after two, since what rounding makes of small singular values grows with each.
     """
-    add = torch.addmm if x.dim() == 2 else torch.baddbmm
     for part in filter(None, (polynomials[:2], polynomials[2:])):
-        gram, product = x @ x.mT, None
-        for a, b, c in part:
-            # P = a + b A + c A²,  Q ← P Q,  A ← P A P
-            factor = add(gram, gram, gram, beta=b, alpha=c)
+        gram, product = symmetric(x, x.mT), None
+        for i, (a, b, c) in enumerate(part, 1):
+            # P = a + b A + c A²,  Q ← P Q,  A ← P A P: polynomials of one A, and so symmetric
+            factor = symmetric(gram, gram, gram, beta=b, alpha=c)
             factor.diagonal(dim1=-2, dim2=-1).add_(a)
-            product = factor if product is None else factor @ product
-            gram = factor @ gram @ factor
+            product = factor if product is None else symmetric(factor, product)
+            if i < len(part):
+                gram = symmetric(symmetric(factor, gram), factor)
         x = cast(Tensor, product) @ x
     return x
 

@@ -36,7 +36,8 @@ class ScheduleFree(Stage):
 
     The learning rate is meant to stay, and 1 to 10 times AdamW's, 10 to 50 times SGD's: `warmup_steps` warms it up,
     a scheduler that lowers it is refused. The directions' own momentum is best switched off, as in
-    ``AdamW(params, 2.5e-3, betas=(0.0, 0.999), extensions=[ScheduleFree()])``, the authors' AdamWScheduleFree.
+    ``AdamW(params, 2.5e-3, betas=(0.0, 0.999), extensions=[ScheduleFree()])``, the authors' AdamWScheduleFree: no
+    average of gradients is kept then.
 
     Args:
         beta: β, in (0, 1]: 1 takes the gradient at the average itself. At 0 that could not be told from y and z:
@@ -54,6 +55,7 @@ class ScheduleFree(Stage):
 
     place = Place.STEP_SIZE
     rank = 50  # what arrives is all that would move z
+    averages = True
     sparse = "whole"
     wide = True
     prefix = "schedule_free"

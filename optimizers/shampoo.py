@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .engine import Chain, Options, Place, Stage
+from .engine import Chain, Options, Place, Stage, symmetric
 from .weight_decay import DecoupledWeightDecay
 
 Graft = Literal["none", "adam"]
@@ -32,7 +32,7 @@ def sides(x: Tensor) -> Sides:
 
 def second_moment(x: Tensor, largest: int) -> Tensor:
     """X Xᵀ, or of more than so many rows its diagonal."""
-    return x @ x.mT if len(x) <= largest else (x**2).sum(1)
+    return symmetric(x, x.mT) if len(x) <= largest else (x**2).sum(1)
 
 
 def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def power(matrix: Tensor, exponent: float, eps: float) -> Tensor:
         return (matrix + eps) ** -exponent
     values, vectors = eigenvectors(matrix)
     # Q (Λ + ε)^−p Qᵀ
-    return (vectors * (values.clamp(min=0.0) + eps) ** -exponent) @ vectors.mT
+    return symmetric(vectors * (values.clamp(min=0.0) + eps) ** -exponent, vectors.mT)
 
 
 def times(root: Tensor, x: Tensor) -> Tensor:

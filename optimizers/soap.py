@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .adam import AdamDirection, Betas
-from .engine import Chain, Options, Place, Stage, select
+from .engine import Chain, Options, Place, Stage, select, symmetric
 from .shampoo import eigenvectors, read
 from .weight_decay import DecoupledWeightDecay
 
@@ -25,7 +25,7 @@ def averaged(gram: Tensor, x: Tensor, beta: float, largest: int) -> Tensor:
     """β A + (1 − β) X Xᵀ; nothing, (0, 0), of a vector, and of a matrix of more rows than `largest`."""
     if x.dim() < 2 or len(x) > largest:
         return x.new_zeros(0, 0)
-    return torch.addmm(gram, x, x.mT, beta=beta, alpha=1 - beta)
+    return symmetric(x, x.mT, gram.expand(len(x), len(x)), beta=beta, alpha=1 - beta)
 
 
 def power_iteration(gram: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

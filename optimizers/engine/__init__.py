@@ -3,6 +3,7 @@
 from .chain import Chain, Options
 from .composition import Partition
 from .identity import new_run
+from .products import symmetric
 from .random import SEED, bits, normal, uniform
 from .stage import Place, Stage, select
 from .validation import check, plain
@@ -20,5 +21,6 @@ __all__ = [
     "normal",
     "plain",
     "select",
+    "symmetric",
     "uniform",
 ]

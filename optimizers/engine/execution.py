@@ -91,7 +91,7 @@ def run(stages: Sequence[Stage], workers: Sequence[Worker], states: States) -> N
 
 
 def _sum(stage: Stage, workers: Sequence[Worker], states: States) -> None:
-    scalars = _common(stage, states) if stage.reach == "optimizer" else {}
+    scalars = _common(stage, states) if stage.reach == "optimizer" and stage.scalars else {}
     old = {name: plain(scalar) for name, scalar in scalars.items()}
     if scalars:
         for worker in workers:

@@ -77,6 +77,8 @@ class Stage:
     #: what is remembered of it, as they are, so that a step on the others is the whole step; "whole" where it needs
     #: the zeros, too; None refuses it
     sparse: ClassVar[Literal["entries", "whole"] | None] = None
+    #: True for an extension that takes the place of a direction's momentum, so that one whose own is 0 keeps none
+    averages: ClassVar[bool] = False
     #: True where all stages must be given at least 32 bits, eagerly as well: 16-bit tensors are then handed over in
     #: float32, as a compiled step always has them
     wide: ClassVar[bool] = False

@@ -455,3 +455,31 @@ def test_sums_of_16_bit_numbers_do_not_overflow(fused: bool) -> None:
     param.grad = torch.full_like(param, 400)
     optimizers.SGD([param], lr=1.0, extensions=[optimizers.MARS(beta=0.9)], fused=fused).step()
     assert torch.allclose(param.detach().float(), torch.tensor(-(12**-0.5)), rtol=1e-3)
+
+
+class Normalized(Stage):
+    """The gradient, divided by the norm over all parameters: sums, of which nothing is remembered."""
+
+    place = Place.GRADIENT
+    reach = "optimizer"
+
+    @staticmethod
+    def terms(grad: Tensor) -> dict[str, Tensor]:
+        return {"norm_sq": grad**2}
+
+    @staticmethod
+    def update(grad: Tensor, norm_sq: float) -> Tensor:
+        return grad / norm_sq**0.5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_who_remembers_nothing_of_all_parameters_asks_nothing_of_their_state(fused: bool) -> None:
+    params = [nn.Parameter(torch.full((3,), 2.0)), nn.Parameter(torch.full((3,), 2.0))]
+    optimizer = Chain(params, [Normalized()], lr=1.0, fused=fused)
+    optimizer.state[params[1]]  # begun by somebody who only looked: there is no count in it
+    params[0].grad = torch.tensor([3.0, 0.0, 4.0])
+    optimizer.step()
+    assert torch.allclose(params[0], torch.tensor([1.4, 2.0, 1.2]))
+    params[1].grad = torch.tensor([0.0, 12.0, 0.0])
+    optimizer.step()
+    assert torch.allclose(params[1], torch.tensor([2.0, 2 - 12 / 13, 2.0]))

@@ -24,6 +24,7 @@ from optimizers import (
     ScheduleFree,
     StateDtype,
 )
+from optimizers.adam import AdamDirection
 from optimizers.engine.compiled.compiler import find
 
 
@@ -104,6 +105,41 @@ def test_two_sequences_are_the_three_of_the_paper():
         optimizer.step()
     optimizer.eval()
     assert np.abs(param.detach().numpy() - x).max() < 1e-5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam_without_momentum_keeps_no_average_beside_it(amsgrad, fused):
+    """At β₁ = 0 m_t is the gradient: the authors' two states, z and v, suffice, and not a bit of a step changes."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(40, 3)) for _ in range(2)]
+    params[1].data.copy_(params[0].data)
+    settings = {"betas": (0.0, 0.99), "amsgrad": amsgrad, "weight_decay": 0.1, "fused": fused}
+    lean = AdamW(params[:1], 1e-2, extensions=[ScheduleFree(0.9)], **settings)
+    (direction,) = (stage for stage in lean._stages if isinstance(stage, AdamDirection))
+    full = AdamW(params[1:], 1e-2, extensions=[ScheduleFree(0.9)], **settings)
+    (other,) = (stage for stage in full._stages if isinstance(stage, AdamDirection))
+    other.keeps_copy = True
+    for _ in range(5):
+        for param in params:
+            param.grad = torch.sin(3 * param.detach())
+        lean.step()
+        full.step()
+    assert torch.equal(*params)
+    assert set(full.state[params[1]]) - set(lean.state[params[0]]) == {"exp_avg"}
+    assert direction.preconditioner(lean.state[params[0]], 5, direction.hyper).shape == (40, 3)
+    # torch.optim's checkpoints have it, and so has what takes part in no average.
+    plain = AdamW([params[0]], 1e-2, betas=(0.0, 0.99))
+    plain.step()
+    assert "exp_avg" in plain.state[params[0]]
+
+
+def test_momentum_beside_it_is_remembered():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([param], 1e-2, betas=(0.5, 0.99), extensions=[ScheduleFree(0.9)])
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(optimizer.state[param]["exp_avg"], torch.full((3,), 0.5))
 
 
 # ---------------------------------------------------------------------- a noisy quadratic

@@ -261,12 +261,12 @@ def autocast(device: torch.device, precision: str) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else contextlib.nullcontext()
 
 
-def report(name: str, epoch: int, epochs: int, loss: float) -> None:
+def report(name: str, now: int, all_of_them: int, loss: float, unit: str = "epoch") -> None:
     """Print one line: to the runner's file where there is one, as it must not enter a notebook's outputs."""
-    line = f"{name}: epoch {epoch} of {epochs}, training loss {loss:.4f}"
+    line = f"{name}: {unit} {now} of {all_of_them}, training loss {loss:.4f}"
     if path := os.environ.get("EXPERIMENT_PROGRESS"):
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     elif sys.stderr.isatty():
-        end = "\n" if epoch == epochs else ""
+        end = "\n" if now == all_of_them else ""
         print(f"\r\033[K{line}", end=end, file=sys.stderr, flush=True)

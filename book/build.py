@@ -37,10 +37,12 @@ BUILD = ROOT / "_build"
 EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "site", BUILD / "html"
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
+# Of a kernel. One thread: the same digits everywhere.
+SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, console, environment, kernels, records  # noqa: E402
+from experiments import code_hash, console, environment, kernels, records, warm  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 
 # By name: a kernel says no more of an error.
@@ -166,7 +168,7 @@ def cached(page: Path, key: str) -> Path:
 async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
     """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
 
-    A kernel imports torch and matplotlib once, which takes longer than most chapters.
+    They are forked from one process that imports torch and matplotlib, which takes longer than most chapters.
     """
     EXECUTED.mkdir(parents=True, exist_ok=True)
     waiting, failures = list(chapters), []
@@ -187,15 +189,20 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
                     failures.append(f"{page}: {str(error).strip().splitlines()[0]}")
                     return  # this kernel is of no more use
 
-    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
+    workers = min(len(chapters), os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        if workers > 1:  # alone, a kernel imports no more than a server
+            stack.callback(os.environ.pop, warm.SERVER, None)
+            os.environ |= stack.enter_context(warm.server(environment.child(**SETTINGS), warm.KERNEL))
+        await asyncio.gather(*(work() for _ in range(workers)))
     return failures
 
 
 @contextlib.asynccontextmanager
 async def kernel() -> AsyncIterator[tuple[kernels.Kernel, AsyncKernelClient]]:
     """A kernel, and a client of it that is ready."""
-    # One thread: the same digits everywhere. Not in the repository, whose folder may hold a matplotlibrc.
-    manager = kernels.Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
+    # Not in the repository, whose folder may hold a matplotlibrc.
+    manager = kernels.Kernel(settings=SETTINGS)
     await manager.start_kernel(cwd=manager.folder)
     client = manager.client()
     client.start_channels()

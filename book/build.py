@@ -267,16 +267,27 @@ def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
 
 # jupyter-book, ready and waiting for a line. Three things took more than half of its time: pybtex searched all
 # packages for every name in every reference, the garbage collector went through the trees of all pages again and
-# again, and the interpreter took them apart at its end.
+# again, and the interpreter took them apart at its end. Pages are read and written in twice as many processes as
+# there are cores, for some are long; in one, where no system ends them with this one. Three extensions keep nothing
+# of a page that would have to be merged, and do not say so.
 JUPYTER_BOOK = """
 import functools, gc, importlib, os, sys
-import jupyter_book.sphinx, optimizers, pybtex.plugin, sphinx.application, yaml
+import jupyter_book.sphinx, optimizers, pybtex.plugin, sphinx.application, sphinx_proof.domain, yaml
+from experiments import warm
 from jupyter_book.cli.main import main
 own = yaml.safe_load(open("_config.yml", encoding="utf-8"))["sphinx"]
 known = {*sphinx.application.builtin_extensions, *own["config"]["extensions"]} - set(own["local_extensions"])
 for name in (*known, "myst_nb.sphinx_ext", "experiments.claims"):
     importlib.import_module(name)
 pybtex.plugin._load_entry_point = functools.cache(pybtex.plugin._load_entry_point)
+jobs = 2 * (os.cpu_count() or 1) if sys.platform == "linux" else 1
+build_sphinx = jupyter_book.sphinx.build_sphinx
+jupyter_book.sphinx.build_sphinx = functools.partial(build_sphinx, jobs=jobs)
+for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+    module, safe = importlib.import_module(name), {"parallel_read_safe": True, "parallel_write_safe": True}
+    module.setup = lambda app, setup=module.setup: setup(app) or safe
+sphinx_proof.domain.ProofDomain.merge_domaindata = lambda *_: None
+os.register_at_fork(after_in_child=warm.end_with_parent)
 gc.set_threshold(1_000_000)
 status = 1
 try:
@@ -284,6 +295,8 @@ try:
         main()
 except SystemExit as end:
     status = end.code
+except BaseException:
+    sys.excepthook(*sys.exc_info())
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)

@@ -176,6 +176,7 @@ def serve(listener: int, life: int, preload: Sequence[str]) -> None:
             if descriptor == life:
                 for child in children.values():
                     _kill(child.pid, signal.SIGKILL)
+                door.close()
                 return
             if descriptor == listener:
                 owner = Connection(door.accept()[0].detach())

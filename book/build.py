@@ -37,10 +37,12 @@ BUILD = ROOT / "_build"
 EXECUTED, SOURCE, SITE, HTML = BUILD / "executed", BUILD / "source", BUILD / "site", BUILD / "html"
 # What pages include or link to with relative paths; the source tree has them at the same places as the repository.
 LINKED = ("optimizers", "notebooks", "experiments", "results", "book/_ext", "book/_static", "book/claims")
+# Of a kernel. One thread: the same digits everywhere.
+SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 NO_RESULT = {"text/html": '<p class="no-result">(no result yet)</p>', "text/plain": "(no result yet)"}
 sys.path.insert(0, str(ROOT))
 
-from experiments import code_hash, console, environment, kernels, records  # noqa: E402
+from experiments import code_hash, console, environment, kernels, records, warm  # noqa: E402
 from experiments.errors import UserError  # noqa: E402
 
 # By name: a kernel says no more of an error.
@@ -166,7 +168,7 @@ def cached(page: Path, key: str) -> Path:
 async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str]) -> list[str]:
     """Execute the chapters, one after the other in as many kernels as there are cores; a message per failure.
 
-    A kernel imports torch and matplotlib once, which takes longer than most chapters.
+    They are forked from one process that imports torch and matplotlib, which takes longer than most chapters.
     """
     EXECUTED.mkdir(parents=True, exist_ok=True)
     waiting, failures = list(chapters), []
@@ -187,15 +189,20 @@ async def execute_all(chapters: dict[Path, NotebookNode], keys: dict[Path, str])
                     failures.append(f"{page}: {str(error).strip().splitlines()[0]}")
                     return  # this kernel is of no more use
 
-    await asyncio.gather(*(work() for _ in range(min(len(chapters), os.cpu_count() or 1))))
+    workers = min(len(chapters), os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        if workers > 1:  # alone, a kernel imports no more than a server
+            stack.callback(os.environ.pop, warm.SERVER, None)
+            os.environ |= stack.enter_context(warm.server(environment.child(**SETTINGS), warm.KERNEL))
+        await asyncio.gather(*(work() for _ in range(workers)))
     return failures
 
 
 @contextlib.asynccontextmanager
 async def kernel() -> AsyncIterator[tuple[kernels.Kernel, AsyncKernelClient]]:
     """A kernel, and a client of it that is ready."""
-    # One thread: the same digits everywhere. Not in the repository, whose folder may hold a matplotlibrc.
-    manager = kernels.Kernel(settings={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"})
+    # Not in the repository, whose folder may hold a matplotlibrc.
+    manager = kernels.Kernel(settings=SETTINGS)
     await manager.start_kernel(cwd=manager.folder)
     client = manager.client()
     client.start_channels()
@@ -260,16 +267,27 @@ def stage(pages: list[Path], executed: dict[Path, NotebookNode]) -> None:
 
 # jupyter-book, ready and waiting for a line. Three things took more than half of its time: pybtex searched all
 # packages for every name in every reference, the garbage collector went through the trees of all pages again and
-# again, and the interpreter took them apart at its end.
+# again, and the interpreter took them apart at its end. Pages are read and written in twice as many processes as
+# there are cores, for some are long; in one, where no system ends them with this one. Three extensions keep nothing
+# of a page that would have to be merged, and do not say so.
 JUPYTER_BOOK = """
 import functools, gc, importlib, os, sys
-import jupyter_book.sphinx, optimizers, pybtex.plugin, sphinx.application, yaml
+import jupyter_book.sphinx, optimizers, pybtex.plugin, sphinx.application, sphinx_proof.domain, yaml
+from experiments import warm
 from jupyter_book.cli.main import main
 own = yaml.safe_load(open("_config.yml", encoding="utf-8"))["sphinx"]
 known = {*sphinx.application.builtin_extensions, *own["config"]["extensions"]} - set(own["local_extensions"])
 for name in (*known, "myst_nb.sphinx_ext", "experiments.claims"):
     importlib.import_module(name)
 pybtex.plugin._load_entry_point = functools.cache(pybtex.plugin._load_entry_point)
+jobs = 2 * (os.cpu_count() or 1) if sys.platform == "linux" else 1
+build_sphinx = jupyter_book.sphinx.build_sphinx
+jupyter_book.sphinx.build_sphinx = functools.partial(build_sphinx, jobs=jobs)
+for name in ("sphinx_multitoc_numbering", "sphinx_jupyterbook_latex"):
+    module, safe = importlib.import_module(name), {"parallel_read_safe": True, "parallel_write_safe": True}
+    module.setup = lambda app, setup=module.setup: setup(app) or safe
+sphinx_proof.domain.ProofDomain.merge_domaindata = lambda *_: None
+os.register_at_fork(after_in_child=warm.end_with_parent)
 gc.set_threshold(1_000_000)
 status = 1
 try:
@@ -277,6 +295,8 @@ try:
         main()
 except SystemExit as end:
     status = end.code
+except BaseException:
+    sys.excepthook(*sys.exc_info())
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(status)

@@ -57,6 +57,7 @@ def _of_tree(tree: ast.Module, root: Path, package: str = "") -> str:
 
 def modules(tree: ast.AST, root: Path, package: str = "") -> dict[str, Path]:
     """The project's modules that `tree`, in a package, uses, transitively: dotted name -> file, sorted by name."""
+    _file.cache_clear()  # while it follows the imports, no file comes or goes
     found: dict[str, Path] = {}
     waiting = sorted(set(_imports(tree, package, root)))
     while waiting:
@@ -116,6 +117,7 @@ def _package(path: Path, root: Path) -> str:
     return ".".join(path.parent.relative_to(root).parts)
 
 
+@functools.cache
 def _file(name: str, root: Path) -> Path | None:
     # As text: a Path takes longer to make than the system to answer, and this is asked for every import.
     stem = os.path.join(root, *name.split("."))

@@ -4,20 +4,24 @@ Text and axes are drawn in `currentColor` and curves in `light-dark(…)`, so on
 on a dark one, and in print. Labels are plain text: write θ₁ and 10⁻³, not TeX.
 """
 
+import contextlib
+import functools
 import hashlib
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import Tick
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
@@ -193,8 +197,9 @@ def markup(fig: Figure, alt: str) -> str:
     """The figure as HTML: one <svg role="img"> with its title, in a box that scrolls where the page is narrow."""
     if not alt.strip():
         raise ValueError("a figure needs an alt text: say in words what it shows")
-    with matplotlib.rc_context(RC):
-        for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+    axes = [axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)]
+    with matplotlib.rc_context(RC), _remembering(axes):
+        for axis in axes:
             if type(axis.get_major_formatter()) is LogFormatterSciNotation:
                 axis.set_major_formatter(Powers())
             if type(axis.get_minor_formatter()) is LogFormatterSciNotation:
@@ -215,6 +220,29 @@ def markup(fig: Figure, alt: str) -> str:
     opening = f'<svg role="img" aria-labelledby="f{tag}" style="min-width:{points:.0f}px" '
     svg = re.sub(r"<svg ([^>]*)>", lambda found: f"{opening}{found[1]}>{title}", svg, count=1)
     return f'<div class="book-figure" role="group" aria-label="Figure" tabindex="0">{svg}</div>'
+
+
+@contextlib.contextmanager
+def _remembering(axes: Sequence[Any]) -> Iterator[None]:
+    """Let matplotlib look for ticks and fonts once: to lay out and draw a figure it does so a dozen times."""
+
+    def remember(find: Callable[[], list[Tick]], axis: Any) -> list[Tick]:
+        place = (*axis.get_view_interval(), *axis.axes.bbox.bounds)
+        if place not in ticks[axis]:
+            ticks[axis] = {place: find()}  # this place alone: for another one the same ticks are moved
+        return ticks[axis][place]
+
+    ticks: dict[Any, dict[tuple[float, ...], list[Tick]]] = {axis: {} for axis in axes}
+    fonts: Any = fontManager
+    fonts._find_fonts_by_props = functools.cache(fonts._find_fonts_by_props)
+    for axis in axes:
+        axis._update_ticks = functools.partial(remember, axis._update_ticks, axis)
+    try:
+        yield
+    finally:
+        del fonts._find_fonts_by_props
+        for axis in axes:
+            del axis._update_ticks
 
 
 def _lay_out(fig: Figure) -> None:

@@ -74,7 +74,11 @@ class Forked(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         options = cmd[cmd.index("ipykernel_launcher") + 1 :]
-        process: Any = warm.Process("experiments.kernels:begin", options, env=kwargs["env"], cwd=kwargs.get("cwd"))
+        where: Any = {"env": kwargs["env"], "cwd": kwargs.get("cwd")}
+        try:
+            process: Any = warm.Process("experiments.kernels:begin", options, **where)
+        except (OSError, EOFError):  # no server any more
+            return await super().launch_kernel(cmd, **kwargs)
         self.process, self.pid, self.cwd = process, process.pid, kwargs.get("cwd") or Path.cwd()
         return self.connection_info
 

@@ -31,10 +31,13 @@ from typing import Any, NoReturn
 from experiments.environment import temporary
 
 SERVER = "EXPERIMENTS_SERVER"  # names the server's socket in the environment
+KERNEL = (  # what the kernels of the book's chapters need
+    *("experiments.kernels", "ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot"),
+    *("torch._dynamo", "optimizers", "experiments.figures", "experiments.claims"),
+)
 PRELOAD = (
-    *("papermill", "jupytext", "jupyter_client.asynchronous", "experiments.run", "experiments.kernels"),
-    *("ipykernel.kernelapp", "ipykernel.ipkernel", "matplotlib.pyplot", "sklearn.datasets"),
-    *("torch._dynamo", "optimizers", "experiments.stacked", "experiments.figures", "experiments.claims"),
+    *("papermill", "jupytext", "jupyter_client.asynchronous", "experiments.run", "sklearn.datasets"),
+    *("experiments.stacked", *KERNEL),
 )
 LOST = 255  # the status of a process whose server is gone
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent has ended
@@ -86,6 +89,12 @@ def server(environment: Mapping[str, str], preload: Sequence[str] = PRELOAD) -> 
 def available() -> bool:
     """Whether the environment names a server."""
     return bool(os.environ.get(SERVER))
+
+
+def end_with_parent() -> None:
+    """Have this process killed as soon as its parent has ended, where the system is one that can: Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Process:
@@ -167,6 +176,7 @@ def serve(listener: int, life: int, preload: Sequence[str]) -> None:
             if descriptor == life:
                 for child in children.values():
                     _kill(child.pid, signal.SIGKILL)
+                door.close()
                 return
             if descriptor == listener:
                 owner = Connection(door.accept()[0].detach())
@@ -204,7 +214,7 @@ def _fork(owner: Connection, others: Sequence[int]) -> _Child:
     outputs = [recv_handle(owner) for _ in range(2)]
     server, pid = os.getpid(), os.fork()
     if not pid:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()
         if os.getppid() != server:
             os._exit(LOST)
         for number, output in enumerate(outputs, 1):

@@ -306,4 +306,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("claims", Claims)
     app.add_directive("provenance", Provenance)
     app.connect("build-finished", copy)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -118,4 +118,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("book_evidence")
     app.add_directive("papers", Papers)
     app.add_directive("build-record", BuildRecord)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

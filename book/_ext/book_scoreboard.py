@@ -232,4 +232,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("surprises", Surprises)
     app.add_directive("verdict-totals", Totals)
     app.add_directive("scoreboard", Scoreboard)
-    return {"parallel_read_safe": False, "parallel_write_safe": True}
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

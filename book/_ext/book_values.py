@@ -12,6 +12,7 @@
 Without a record it says so. A page remembers which records it read; it is read again when one of them changes.
 """
 
+import functools
 import hashlib
 import re
 import statistics
@@ -31,6 +32,7 @@ from experiments.records import SCALES, Record
 
 logger = logging.getLogger(__name__)
 EVERY = "*"  # stands for every paper: the scoreboard reads them all
+USED = "papers"  # where a page's metadata keep their states
 
 
 def record_of(paper: str) -> Record | None:
@@ -121,12 +123,12 @@ class ValueRole(SphinxRole):
 
 
 def note(env: BuildEnvironment, papers: Iterable[str]) -> None:
-    """Remember that the page being read depends on the records and claims of these papers."""
-    uses: dict[str, set[str]] = env.__dict__.setdefault("book_uses", {})
-    states: dict[str, str] = env.__dict__.setdefault("book_states", {})
-    for paper in papers:
-        uses.setdefault(env.docname, set()).add(paper)
-        states[paper] = state(paper)
+    """Remember that the page being read depends on the records and claims of these papers.
+
+    Sphinx forgets a page's metadata when it is read again, and gathers them from the processes that read pages.
+    """
+    known = env.metadata[env.docname].setdefault(USED, {})
+    known |= {paper: state(paper) for paper in papers if paper not in known}
 
 
 def state(paper: str) -> str:
@@ -141,17 +143,12 @@ def state(paper: str) -> str:
 
 def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
     """The pages whose records or claims are not what they were when the page was read."""
-    now = {paper: state(paper) for paper in env.__dict__.get("book_states", {})}
-    changed = {paper for paper, was in env.__dict__.get("book_states", {}).items() if now[paper] != was}
-    return [page for page, papers in env.__dict__.get("book_uses", {}).items() if papers & changed]
-
-
-def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    env.__dict__.get("book_uses", {}).pop(docname, None)
+    now = functools.cache(state)
+    pages = {page: metadata.get(USED, {}) for page, metadata in env.metadata.items()}
+    return [page for page, known in pages.items() if any(now(paper) != was for paper, was in known.items())]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("value", ValueRole())
     app.connect("env-get-outdated", outdated)
-    app.connect("env-purge-doc", forget)
-    return {"parallel_read_safe": False, "parallel_write_safe": True, "env_version": 1}
+    return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 2}

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+from experiments import records
+
 from .conftest import ROOT
 
 CHAPTER = """---
@@ -169,6 +171,45 @@ def test_build_failure_kill_and_change(project: Path) -> None:
     done = build(project)
     assert done.returncode == 0, done.stderr
     assert "The last answer" in page(project)
+
+
+@pytest.mark.timeout(600)
+def test_pages_that_are_read_side_by_side(project: Path) -> None:
+    # From six pages on, other processes read and write them: what these find must not be lost.
+    names = [f"book/part/page{number}" for number in range(6)]
+    for name in names:
+        (project / f"{name}.md").write_text(f"# {name}\n\n{{cite:p}}`kingma2015adam`\n", encoding="utf-8")
+    (project / "_toc.yml").write_text(TOC + "".join(f"- file: {name}\n" for name in names), encoding="utf-8")
+    for name in (names[1], names[4]):
+        text = "# References\n\n{cite:p}`kingma2015adam`\n\n```{bibliography}\n:filter: docname in docnames\n```\n"
+        (project / f"{name}.md").write_text(text, encoding="utf-8")
+    wrong = project / f"{names[3]}.md"
+    wrong.write_text("# Wrong\n\n{value}`no-colon`\n", encoding="utf-8")
+    done = build(project)
+    assert done.returncode == 1
+    assert "book/part/page3.md" in done.stderr
+    assert "write it as slug:metric" in done.stderr
+    wrong.write_text("# Right\n\n{value}`tiny:answer`\n", encoding="utf-8")
+    assert build(project).returncode == 0
+    html = project / "_build/html"
+    places = {name: (html / f"{name}.html").stat().st_ino for name in names}
+    assert "(no result yet)" in (html / f"{names[3]}.html").read_text(encoding="utf-8")
+    assert "page4.html#" in (html / f"{names[0]}.html").read_text(encoding="utf-8")
+
+    # A record makes the pages that read it outdated, and no other; a list that is edited does not draw citations.
+    record = records.Record("tiny", "quick", {}, metrics={"answer": 42.0})
+    records.write(record, project / "results/quick/tiny.json")
+    for name in names[:2]:
+        edited = (project / f"{name}.md").read_text(encoding="utf-8") + "\nEdited.\n"
+        (project / f"{name}.md").write_text(edited, encoding="utf-8")
+    assert build(project).returncode == 0
+    changed = [name for name in names if (html / f"{name}.html").stat().st_ino != places[name]]
+    assert names[3] in changed
+    assert names[5] not in changed
+    assert "42" in (html / f"{names[3]}.html").read_text(encoding="utf-8")
+    cited = (html / f"{names[0]}.html").read_text(encoding="utf-8")
+    assert "Edited" in cited
+    assert "page4.html#" in cited
 
 
 SURROUNDINGS = """

@@ -1,9 +1,11 @@
 """Figures: the theme's colors, a title, labels that do not touch, the same file every time."""
 
+import contextlib
 import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import figures
 
@@ -65,6 +67,20 @@ def test_the_same_figure_is_the_same_file_and_two_share_no_id() -> None:
     svg = example()
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
     assert used <= set(re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_to_remember_ticks_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> tuple[Figure, str]:
+        fig, axes = figures.figure(1, 2, sharey=True)
+        for ax, scale in zip(axes, ("log", "linear"), strict=True):
+            figures.band(ax, [1, 10, 1000], [[1e-4, 2, 30], [1e-3, 4, 90]], "a long label")
+            ax.set(xscale="log", yscale=scale, xlabel="steps", ylabel="loss", title=scale)
+        return fig, figures.markup(fig, "Two panels.")
+
+    fig, remembered = draw()
+    assert not any("_update_ticks" in vars(axis) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis))
+    monkeypatch.setattr(figures, "_remembering", lambda axes: contextlib.nullcontext())
+    assert draw()[1] == remembered
 
 
 def test_one_optimizer_one_color() -> None:

@@ -1,5 +1,6 @@
 """Forked processes: their own environment, outputs and end, and nothing of each other's."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import records, run, warm
+from experiments import kernels, records, run, warm
 
 from .conftest import BODY, REPOSITORY
 from .test_run import Notebook, files
@@ -163,6 +164,20 @@ def test_a_notebook_in_a_forked_kernel(notebook: Notebook, root: Path, capfd: py
     with pytest.raises(run.UserError, match="dies failed at scale quick: Kernel died"):
         run.run("dies", "quick")
     run.run("tiny", "quick")
+
+
+def test_a_kernel_whose_server_is_gone_starts_the_slow_way(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warm.SERVER, str(root / "socket"))
+
+    async def start() -> bool:
+        manager = kernels.Kernel()
+        await manager.start_kernel(cwd=manager.folder)
+        try:
+            return await manager.is_alive()
+        finally:
+            await manager.shutdown_kernel(now=True)
+
+    assert asyncio.run(start())
 
 
 def test_a_killed_command_takes_its_kernel_along(notebook: Notebook, root: Path) -> None:

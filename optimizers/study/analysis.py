@@ -30,7 +30,6 @@ class Arm:
     runs: Sequence[Result]
     grid: Mapping[int, Sequence[float]] = field(default_factory=dict)
     code: Sequence[str] = ()
-    note: str = ""  # what its user must know
     failed: str = ""  # why it has no runs
 
 
@@ -137,7 +136,6 @@ def _measured(arm: Arm, place: tuple[float, float, float]) -> dict[str, Any]:
         "curves": [{**run["curve"], "seconds": run["seconds"]} for run in arm.runs],
         "validation": [run["validation"] for run in arm.runs],
         "code": list(arm.code),
-        "note": arm.note,
     }
 
 

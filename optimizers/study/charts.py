@@ -31,7 +31,7 @@ def sensitivity(rows: Sequence[Mapping[str, Any]]) -> str:
             line.set_markersize(4)
             finite.append(np.nanmean(losses, axis=0))
     ax.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title="Sensitivity to the learning rate")
-    _clip(ax, finite)
+    _clip(ax, finite, 30 * max((float(np.nanmin(line)) for line in finite), default=1.0))
     bests = ", ".join(f"{row['name']} at {row['lr']:g}" for row in rows if row["lr"] is not None)
     return figures.markup(fig, f"Validation loss over the learning rate, lowest for {bests}.")
 
@@ -68,20 +68,17 @@ def curves(rows: Sequence[Mapping[str, Any]], against: str) -> str:
             finite.append(np.nanmean(np.where(np.isfinite(lines), lines, np.nan), axis=0))
     label = "step" if against == "step" else "seconds of training"
     ax.set(xlabel=label, ylabel="training loss", title=f"Training loss against the {against}")
-    _clip(ax, finite)
+    _clip(ax, finite, max((float(line[np.isfinite(line)][0]) for line in finite), default=1.0))
     ends = ", ".join(f"{r['name']} after {r['curves'][0]['seconds']:.3g} s" for r in rows)
     told = "each at its learning rate" if against == "step" else f"to the end: {ends}"
     return figures.markup(fig, f"Training loss against the {against}, {told}.")
 
 
-def _clip(ax: Any, lines: Sequence[Any]) -> None:
-    """A logarithmic axis for positive losses, without what lies far above the worst optimizer's best."""
-    values = [line[np.isfinite(line)] for line in lines if np.isfinite(line).any()]
-    if not values:
-        return
-    low, high = min(v.min() for v in values), max(v.max() for v in values)
-    if low > 0:
-        ceiling = 30 * max(v.min() for v in values)
-        ax.set(yscale="log", ylim=(low / 1.15, min(high, ceiling) * 1.15))
-        if min(high, ceiling) / low < 100:
+def _clip(ax: Any, lines: Sequence[Any], ceiling: float) -> None:
+    """A logarithmic axis for positive losses, without what is above the ceiling: a run that goes astray."""
+    values = np.concatenate([line[np.isfinite(line)] for line in lines]) if lines else np.empty(0)
+    if len(values) and values.min() > 0:
+        low, high = values.min(), min(values.max(), ceiling)
+        ax.set(yscale="log", ylim=(low / 1.15, high * 1.15))
+        if high / low < 100:
             figures.plain_ticks(ax)

@@ -64,7 +64,7 @@ def _probe(mix: Mix) -> tuple[Chain, float]:
 
 
 def code(mix: Mix, lr: float) -> list[str]:
-    """The two lines that make this optimizer: an import and a call, for a `model`."""
+    """The two lines that make this optimizer: an import and a call, for a `model`; and where to evaluate."""
     name, positional, named = mix.base
     factory = optimizers.recipes.get(name) or partial(optimizers.create, name)
     assert isinstance(factory, partial)
@@ -89,7 +89,10 @@ def code(mix: Mix, lr: float) -> list[str]:
     if written:
         options["extensions"] = _Code(f"[{', '.join(written)}]")
     call = _call(rule.__name__, _Code(params), **options)
-    return [f"from optimizers import {', '.join(sorted(set(classes)))}", f"optimizer = {call}"]
+    lines = [f"from optimizers import {', '.join(sorted(set(classes)))}", f"optimizer = {call}"]
+    if any(map(has_point, probe._stages)):
+        lines.append("# to evaluate: with optimizer.averaged(): …")
+    return lines
 
 
 class _Code(str):
@@ -107,8 +110,3 @@ def _stage(stage: Any) -> str:
     defaults = inspect.signature(type(stage)).parameters
     changed = {key: v for key, v in stage.hyper.items() if key in defaults and v != defaults[key].default}
     return _call(type(stage).__name__, **changed)
-
-
-def has_average(mix: Mix) -> bool:
-    """Whether the optimizer is evaluated elsewhere than it steps: inside ``optimizer.averaged()``."""
-    return any(map(has_point, _probe(mix)[0]._stages))

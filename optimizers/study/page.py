@@ -18,7 +18,8 @@ p.facts, figcaption { color: var(--faint); font-size: 0.92rem; }
 .book-figure svg { width: 100%; height: auto; display: block; } figure { margin: 1.4rem 0; }
 table { border-collapse: collapse; min-width: 100%; }
 th, td { text-align: left; padding: 0.35rem 0.9rem 0.35rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { font-weight: 600; overflow-wrap: anywhere; min-width: 6rem; max-width: 18rem; }
+td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 pre { overflow-x: auto; background: var(--block); padding: 0.8rem; border-radius: 4px; user-select: all; }
 code { font: 0.9rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
 ul.warnings li { margin: 0.4rem 0; }
@@ -83,16 +84,15 @@ def _sections(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
         parts += [
             figure(charts.ranks(rows), "The band is the 95 % bootstrap interval of the rank over the fresh seeds."),
             "<h2>What is decided, and what is not</h2>",
-            "<p>Each optimizer beside the best one, seed by seed: mean and 95 % interval of the difference. Where "
-            "the interval reaches 0 nothing is decided; the same command with more fresh seeds goes on from here.</p>",
+            "<p>Each optimizer beside the best, seed by seed: mean and 95 % interval of the difference. "
+            "Where it reaches 0 nothing is decided; the same command with more fresh seeds goes on from here.</p>",
             table(tables.comparisons(found), "Comparisons"),
         ]
     parts.append("<h2>To copy</h2>")
     for row in rows:
         if row["code"]:
-            note = f"<p>{_text(row['note'])}</p>" if row["note"] else ""
             label = f'tabindex="0" role="region" aria-label="Code of {_text(row["name"])}"'
-            parts.append(f"<pre {label}><code>{_text(chr(10).join(row['code']))}</code></pre>{note}")
+            parts.append(f"<pre {label}><code>{_text(chr(10).join(row['code']))}</code></pre>")
     if any(row["grid"] for row in rows):
         caption = "Mean over the seeds that learning rates were chosen with; the band is their range."
         parts += ["<h2>Learning rates</h2>", figure(charts.sensitivity(rows), caption)]

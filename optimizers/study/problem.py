@@ -8,7 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +55,7 @@ class Problem:
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None
     evaluations: int = 5
     name: str = ""
+    _sources: list[Any] = field(init=False, repr=False, compare=False)  # as they are now: a file may change later
 
     def __post_init__(self) -> None:
         for key in ("steps", "evaluations"):
@@ -68,6 +69,8 @@ class Problem:
         if not self.name:
             file = _file(self.loss)
             object.__setattr__(self, "name", file.stem if file else "problem")
+        parts = [getattr(self, key) for key in PARTS]
+        object.__setattr__(self, "_sources", [_source(part) for part in parts if part is not None])
 
     @classmethod
     def load(cls, path: str | Path) -> "Problem":
@@ -179,8 +182,7 @@ class Problem:
 
     def fingerprint(self, threads: int) -> str:
         """Eight digits that change with what the numbers depend on: the files of its functions, steps, threads."""
-        parts = [_source(getattr(self, key)) for key in PARTS if getattr(self, key) is not None]
-        text = repr((parts, self.steps, self.evaluations, threads))
+        text = repr((self._sources, self.steps, self.evaluations, threads))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def _each(self, batches: Any, split: Split) -> Iterator[Any]:

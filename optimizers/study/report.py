@@ -11,11 +11,9 @@ from ..mixes import Mix
 from . import analysis, page
 from .analysis import Arm
 from .grid import best, rate
-from .making import code, has_average
+from .making import code
 from .protocol import Run
 from .worker import Study
-
-AVERAGE = "Evaluate inside `with optimizer.averaged():`, as here."
 
 
 def collect(study: Study) -> dict[str, Any]:
@@ -41,8 +39,7 @@ def _arm(study: Study, mix: Mix) -> Arm:
         return Arm(mix.text, [], tried, failed=told)
     power, _ = best(tried)
     runs = [results[Run(power, seed)] for seed in study.protocol.fresh]
-    note = AVERAGE if has_average(mix) else ""
-    return Arm(mix.text, runs, tried, code(mix, rate(power)), note)
+    return Arm(mix.text, runs, tried, code(mix, rate(power)))
 
 
 def write(found: Mapping[str, Any], folder: str | Path) -> Path:

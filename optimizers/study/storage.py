@@ -89,8 +89,8 @@ def patiently(call: Callable[[], T], what: str) -> T:
     while True:
         try:
             return call()
-        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-            if time.monotonic() > until or isinstance(error, sqlalchemy.exc.ArgumentError):
+        except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DBAPIError) as error:
+            if time.monotonic() > until:
                 first = str(error.__cause__ or error).splitlines()[0]
                 raise StudyError(f"{what} does not answer: {first}") from error
         time.sleep(pause)

@@ -221,7 +221,8 @@ def control_in_words(record: Record, name: str) -> str:
 def _html(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls where a page is narrow; the first cell of a row is its header."""
     lines = [
-        f'<th scope="row">{html.escape(first)}</th>' + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        f'<th scope="row">{html.escape(first)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         for first, *cells in rows
     ]
     return (

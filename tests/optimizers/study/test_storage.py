@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -203,20 +204,17 @@ def test_a_storage_that_cannot_be_used_is_one_line_without_a_password(
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """A PostgreSQL of the test's own, on a socket in its folder."""
+def postgres() -> Iterator[str]:
+    """A PostgreSQL of the test's own, on a socket in a folder that its user may enter, as pytest's are not."""
     pytest.importorskip("psycopg2", reason="PostgreSQL's driver is not installed")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (str(found[-1]) if found else None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed")
     user = [] if os.getuid() else ["runuser", "-u", "postgres", "--"]  # it refuses to run as root
-    home = tmp_path / "pg"
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="pg"))
     if user:
         shutil.chown(home, "postgres")
-        for parent in home.parents[:3]:
-            parent.chmod(0o755)
     binary = Path(initdb).parent
     subprocess.run([*user, initdb, "-D", home / "data", "-A", "trust", "-U", "me"], check=True, capture_output=True)
     options = f"-k {home} -c listen_addresses='' -c fsync=off"
@@ -226,6 +224,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
         yield f"postgresql://me@/postgres?host={home}"
     finally:
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(home)
 
 
 def test_three_workers_on_one_postgresql_do_no_run_twice(line: Path, postgres: str) -> None:

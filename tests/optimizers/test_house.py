@@ -19,6 +19,7 @@ from optimizers.engine import identity
 HOUSE = Path(optimizers.__file__).parent
 MODULES = sorted(HOUSE.rglob("*.py"))
 ENGINE = [path for path in MODULES if HOUSE / "engine" in path.parents]
+EXTRA = {"matplotlib", "numpy", "optuna", "scipy", "sqlalchemy", "tqdm"}  # of the study alone
 FRONT = [path for path in MODULES if path.parent == HOUSE]
 
 
@@ -48,7 +49,15 @@ def test_no_module_is_long(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_all_that_is_needed_is_torch(path: Path) -> None:
     packages = {module.partition(".")[0] for module in imports(path)}
-    assert packages <= {"optimizers", "torch", *sys.stdlib_module_names}
+    extra = EXTRA if path.parent == HOUSE / "study" else set()
+    assert packages <= {"optimizers", "torch", *sys.stdlib_module_names, *extra}
+
+
+def test_a_problem_can_be_written_without_the_extra() -> None:
+    text = (
+        f"import sys\nsys.modules.update(dict.fromkeys({sorted(EXTRA)}))\nfrom optimizers.study import Problem, run"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True)
 
 
 @pytest.mark.parametrize("path", ENGINE, ids=name)

@@ -196,7 +196,9 @@ class Chain(Evaluation):
             raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
         self._settings.check_new(self.param_groups)
         for group in self.param_groups:
-            if group["differentiable"] or not all(map(owns_memory, group["params"])):
+            params = group["params"]
+            here = all(owns_memory(param) and param.device.type == "cpu" for param in params)
+            if group["differentiable"] or not here:
                 raise ValueError(
                     "share_memory() needs all parameters on the CPU, dense and not conjugated lazily, and "
                     "differentiable=False"

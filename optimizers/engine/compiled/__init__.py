@@ -20,8 +20,8 @@ from ..memory import addressable, owns_memory
 from ..stage import Stage
 from ..state import begin, schedule
 from ..tensors import Gradients, local, real
-from .c import STORED
 from .compiler import NoCompiler, find
+from .kernel import STORED
 from .layout import in_memory
 from .recorder import Untraceable
 from .table import Table

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
-from .compiled import FusedStep, worth_it
-from .compiled.compiler import find
+from .compiled import FusedStep, missing, worth_it
 from .composition import Partition, in_order, refuse_clashes
 from .eager import Active, Hyper, Part, kept
 from .evaluation import Evaluation
@@ -55,11 +54,13 @@ class Chain(Evaluation):
         extensions: further stages, in any order.
         maximize: ascend instead of descend.
         foreach: accepted for torch's sake: True and False both mean an eager step, a loop over tensors.
-        capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
+        capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need; they replay the values
+            that numbers had, so that a learning rate that changes must be a tensor, too.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
-            machine (see :mod:`optimizers.engine.compiled`); where that cannot be, it warns and runs eagerly. None
-            compiles where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
+            machine, or on a GPU with the NVRTC that torch brings (see :mod:`optimizers.engine.compiled`); where that
+            cannot be, it warns and runs eagerly. None compiles where it pays: with a compiler at hand and 65,536
+            elements or more. `repr` says what is done, and why not.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -269,14 +270,18 @@ class Chain(Evaluation):
                     self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
-        """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""
+        """The C or CUDA text of the compiled step, pass by pass and per kind of parameters; empty where it is eager."""
         return "\n".join(dict.fromkeys(table.source for step in self._fused.values() for table in step.tables))
 
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
-        compiled = {
-            self._compiles(group) and (self._fused[i].compiles if i in self._fused else find() is not None)
-            for i, group in enumerate(self.param_groups)
-        }
-        execution = " and ".join("compiled" if each else "eager" for each in sorted(compiled, reverse=True))
+        kinds, why = set(), ""
+        for i, group in enumerate(self.param_groups):
+            step, reason = self._fused.get(i), ""
+            if group["fused"] or group["fused"] is group["foreach"] is None:
+                reason = step.why if step else missing(group["params"])
+            compiled = self._compiles(group) and (step.compiles if step else not reason)
+            kinds.add("compiled" if compiled else "eager")
+            why = why or ("" if compiled else reason)
+        execution = " and ".join(sorted(kinds)) + (f" ({why.splitlines()[0]})" if why else "")
         return f"{super().__repr__()[:-1]}Stages\n{stages}Execution: {execution}\n)"

@@ -30,7 +30,7 @@ from optimizers import (
     Stage,
 )
 from optimizers.engine import compiled as fused_step
-from optimizers.engine.compiled import compiler, table
+from optimizers.engine.compiled import c_table, compiler
 from optimizers.engine.compiled.c import c_source
 
 SHAPES = ((7,), (40, 50), (), (3, 4, 5, 5), (1,))
@@ -78,7 +78,7 @@ def compiled_sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         written.append(c_source(*args))
         return written[-1]
 
-    monkeypatch.setattr(table, "c_source", writing)
+    monkeypatch.setattr(c_table, "c_source", writing)
     return written
 
 

@@ -1,6 +1,6 @@
 """The table of tensors that kernels are given: parameters of one kind, their gradients and their state.
 
-What is the same wherever kernels run stands here; `host` and `device` say how theirs are given their rows.
+What is the same wherever kernels run stands here; `c_table` and `cuda_table` say how theirs are given their rows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +37,7 @@ class Table:
             numbers of another type or elsewhere.
     """
 
+    captured = False  # whether a graph has a step of it, so that its memory must outlive the table's use
     _sums: Tensor  # of a step, by row: those of all passes
 
     def __init__(

@@ -20,7 +20,7 @@ _ALONE = 1 << 15
 _BLOCK = 1 << 16
 
 
-class HostTable(Table):
+class CTable(Table):
     """A `Table` whose rows are stepped by C functions, on as many threads as torch has."""
 
     def __init__(self, *given: Any) -> None:

@@ -38,7 +38,7 @@ class Processor(Protocol):
     def capturing(self) -> bool: ...
 
 
-class DeviceTable(Table):
+class CudaTable(Table):
     """A `Table` whose rows are stepped by kernels of a GPU, on torch's current stream.
 
     Raises:
@@ -53,7 +53,6 @@ class DeviceTable(Table):
                 "make a step before the capture, on the same parameters, with gradients for all of them"
             )
         super().__init__(*given)
-        self.captured = False  # whether a graph has a step of this table, which must then outlive it
         self._sizes = [view.numel() for view in self._views]
         self._offsets = [0, *accumulate(-(-size * self._wide.itemsize // _ALIGNED) * _ALIGNED for size in self._sizes)]
         self._grad_places = array("q", [0]) * (-(-len(self._params) // GRADS) * GRADS)

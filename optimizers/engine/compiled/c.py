@@ -40,10 +40,10 @@ _FLOAT16 = "typedef _Float16 float16;"
 
 # The same bits as another type.
 _BITS = """
-static inline int32_t as_int32_t(float x) { union { float from; int32_t to; } u = {x}; return u.to; }
-static inline int64_t as_int64_t(double x) { union { double from; int64_t to; } u = {x}; return u.to; }
-static inline float as_float(int32_t x) { union { int32_t from; float to; } u = {x}; return u.to; }
-static inline double as_double(int64_t x) { union { int64_t from; double to; } u = {x}; return u.to; }
+#define as_int32_t(x) ((union { float from; int32_t to; }){x}).to
+#define as_int64_t(x) ((union { double from; int64_t to; }){x}).to
+#define as_float(x) ((union { int32_t from; float to; }){x}).to
+#define as_double(x) ((union { int64_t from; double to; }){x}).to
 """
 
 # A tensor's elements, in the order of memory, are runs of evenly spaced coordinates: see `layout`.
@@ -133,6 +133,8 @@ def c_source(program: Program, stored: Sequence[torch.dtype]) -> str:
 
 
 class _Kernel(Kernel):
+    wraps = True  # by -fwrapv
+
     def text(self) -> str:
         advance = self._advance()  # says which numbers it needs from `prepare`
         program = self.program

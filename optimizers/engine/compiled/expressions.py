@@ -35,8 +35,8 @@ _WRITTEN |= {
     "ones_like": "1",
 }
 _POWERS = {2: "{0} * {0}", 0.5: "sqrt{f}({0})", 1: "{0}", 3: "{0} * {0} * {0}", -1: "1 / {0}"}
-# On whole numbers these are done without a sign, as those that overflow are of no value in C, and wrap in torch.
-_WRAPS = ("add", "sub", "mul", "rsub", "neg", "__lshift__", "bitwise_left_shift")
+# What may overflow: whole numbers then wrap in torch, and are of no value in C.
+_OVERFLOWING = ("add", "sub", "mul", "rsub", "neg", "__lshift__", "bitwise_left_shift")
 _PREDICATES = ("lt", "gt", "le", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not")
 
 _TYPES = {
@@ -55,10 +55,11 @@ class Expressions:
 
     Args:
         operations: of a program, in their order.
+        wraps: whether the compiler is told that whole numbers that overflow wrap; else they do without their sign.
     """
 
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self._operations = operations
+    def __init__(self, operations: Sequence[Operation], wraps: bool) -> None:
+        self._operations, self._wraps = operations, wraps
         # The numbers that the loop is given: their types there, and how they are written outside of it.
         self.handed_over: dict[str, tuple[str, str]] = {}
 
@@ -79,12 +80,12 @@ class Expressions:
         if result.dtype not in _TYPES:
             raise Untraceable(f"there is no C here for {result.dtype}, which torch's operation {name} gives")
         kind = _TYPES[result.dtype]
-        wraps = name in _WRAPS or (name == "pow" and args[1] in _POWERS)
-        unsigned = f"(u{kind})" if wraps and dtype in (torch.int32, torch.int64) else ""
+        overflows = name in _OVERFLOWING or (name == "pow" and args[1] in _POWERS)
+        wrapped = overflows and not self._wraps and dtype in (torch.int32, torch.int64)
 
         def written(template: str, *operands: Any) -> str:
             texts = [
-                unsigned + self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
+                f"(u{kind})" * wrapped + self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
                 for i, a in enumerate(operands)
             ]
             return template.format(*texts, f="f" if dtype == torch.float32 else "")

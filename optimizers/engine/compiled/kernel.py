@@ -25,12 +25,14 @@ class Kernel:
         stored: how the parameter, its gradient and then each state tensor is kept in memory.
     """
 
+    wraps = False  # see `Expressions`
+
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         self.program = program
         param, grad, *state = (STORED[dtype] for dtype in stored)
         self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
         self.gates = self._gates()
-        self.expressions = Expressions(program.operations)
+        self.expressions = Expressions(program.operations, self.wraps)
         self.used = {a.name for op in program.operations for a in op.args if isinstance(a, Value)}
         self.counts = "coordinate" in self.used
         # What is to be stored of each coordinate, by tensor.

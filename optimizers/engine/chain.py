@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
-from .compiled import FusedStep, missing, worth_it
+from .compiled import FusedStep, execution_of, worth_it
 from .composition import Partition, in_order, refuse_clashes
 from .eager import Active, Hyper, Part, kept
 from .evaluation import Evaluation
@@ -126,12 +126,14 @@ class Chain(Evaluation):
             The closure's loss, or None.
         """
         loss = self._evaluate(closure)
-        if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
+        scaler = [getattr(self, name, None) for name in ("grad_scale", "found_inf")]  # set by torch.amp.GradScaler
+        by_kernels = any(number is not None for number in scaler) and self._kernels_scale
+        if scaler[1] is not None and not by_kernels and scaler[1]:  # a gradient is not finite
             return loss
         self._settings.check_new(self.param_groups)
         grads = Gradients()
-        if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
-            grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
+        if scaler[0] is not None and not by_kernels:
+            grads.unscale(float(scaler[0]), [param for group in self.param_groups for param in group["params"]])
         groups = self.param_groups
         actives = [self._active(group) for group in groups]
         compiled = {i: self._fused.setdefault(i, FusedStep()) for i, g in enumerate(groups) if self._compiles(g)}
@@ -139,6 +141,8 @@ class Chain(Evaluation):
         eager, shared = self._plan.make(
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
+        if by_kernels and not self._kernels_scale:  # what was laid out anew is stepped otherwise, and begun now
+            return self.step(lambda: loss)  # type: ignore[arg-type, return-value]
         self._indices.begin()
         workers: list[Worker] = []  # the first group's come first: what the whole optimizer has once is as it says
         for i, (group, active, members) in enumerate(zip(groups, actives, eager, strict=True)):
@@ -146,6 +150,8 @@ class Chain(Evaluation):
             for index, param in members.items():
                 given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
                 workers.append(One(*given))
+        for worker in workers if by_kernels else ():
+            worker.scale(*scaler)  # type: ignore[attr-defined]
         run(self._stages, workers, self.state)
         return loss
 
@@ -158,9 +164,17 @@ class Chain(Evaluation):
             rule.step.hooked = True  # type: ignore[attr-defined]
 
     @property
+    def _kernels_scale(self) -> bool:
+        """Whether the kernels of the last step read a GradScaler's numbers where they are: nobody waits for them."""
+        steps = [self._fused.get(i) for i in range(len(self.param_groups))]
+        looked = any(type(stage).before is not Stage.before for stage in self._stages)  # at scaled gradients
+        return not looked and all(step is not None and step.scales for step in steps)
+
+    @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves scaled gradients to `step`, as to torch's fused optimizers."""
-        return all(group["fused"] and not group["capturable"] for group in self.param_groups)
+        can = self._kernels_scale  # else an overflow would have to be asked for, for which a graph cannot wait
+        return all(group["fused"] and (can or not group["capturable"]) for group in self.param_groups)
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
@@ -275,13 +289,5 @@ class Chain(Evaluation):
 
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
-        kinds, why = set(), ""
-        for i, group in enumerate(self.param_groups):
-            step, reason = self._fused.get(i), ""
-            if group["fused"] or group["fused"] is group["foreach"] is None:
-                reason = step.why if step else missing(group["params"])
-            compiled = self._compiles(group) and (step.compiles if step else not reason)
-            kinds.add("compiled" if compiled else "eager")
-            why = why or ("" if compiled else reason)
-        execution = " and ".join(sorted(kinds)) + (f" ({why.splitlines()[0]})" if why else "")
+        execution = execution_of(self.param_groups, self._fused, self._compiles)
         return f"{super().__repr__()[:-1]}Stages\n{stages}Execution: {execution}\n)"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import SGD, Adam, AdamW, Chain, ClipNorm, GradientNoise, LearningRateDropout, Lookahead
+from optimizers.engine import compiled, execution, settings
 from optimizers.engine.compiled.cuda import CHUNK, GRADS, THREADS
 
 from .cuda_processor import OnCpu, play
@@ -63,9 +64,8 @@ def run(make: Callable[..., Chain], params: list[Any], steps: int = 6, **options
     return [*params, *(state[name] for state in states for name in sorted(state))]
 
 
-def close(make: Callable[..., Chain], dtype: torch.dtype = torch.float64, steps: int = 6, **options: Any) -> None:
-    ends = [run(make, parameters(dtype), steps, fused=fused, **options) for fused in (False, True)]
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+def close(make: Callable[..., Chain], dtype: torch.dtype = torch.float64, tolerance: float = 1e-12) -> None:
+    ends = [run(make, parameters(dtype), fused=fused) for fused in (False, True)]
     for eager, ours in zip(*ends, strict=True):
         assert apart(ours, eager) <= tolerance
 
@@ -95,13 +95,13 @@ RULES = {"mix": mix, **{name: make(name) for name in REACHES if name in optimize
 @pytest.mark.parametrize("name", RULES)
 def test_a_whole_step_is_the_eager_one(name: str, gpu: OnCpu) -> None:
     """Elementwise, with sums over a tensor, with sums over all of them, with scalars, with matrices."""
-    close(RULES[name])
+    close(RULES[name], tolerance=1e-11 if name == "mix" else 1e-12)
     assert {kernel for kernel, *_ in gpu.launches} >= {"prepare_all", "advance_all"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_in_less_precision(dtype: torch.dtype, gpu: OnCpu) -> None:
-    close(RULES["adam"], dtype)
+    close(RULES["adam"], dtype, {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype])
 
 
 def test_matrices_between_passes(gpu: OnCpu) -> None:
@@ -123,3 +123,145 @@ def test_complex_parameters_are_pairs_of_reals(gpu: OnCpu) -> None:
         ends.append(run(optimizers.LAMB, params, fused=fused))
     for eager, ours in zip(*ends, strict=True):
         torch.testing.assert_close(ours, eager, rtol=1e-12, atol=1e-12)
+
+
+def test_ages_that_differ_and_more_tensors_than_one_launch_takes(gpu: OnCpu) -> None:
+    ends = []
+    for fused in (False, True):
+        params = [nn.Parameter(torch.full((2,), 1.0 + i, dtype=torch.float64)) for i in range(2 * GRADS + 5)]
+        optimizer = Adam(params, 0.1, fused=fused)
+        for t in range(4):
+            gradients(params, t)
+            for param in params[: t % 2 * 3]:
+                param.grad = None
+            optimizer.step()
+        ends.append(torch.cat([*params, torch.stack([optimizer.state[param]["step"] for param in params])]))
+    assert apart(ends[1], ends[0]) <= 1e-12
+    threads = {kernel: size for kernel, _, size in gpu.launches}
+    assert threads == {"prepare_all": 32, "advance_all": THREADS}
+    blocks = [count for kernel, count, _ in gpu.launches[-4:] if kernel == "advance_all"]
+    assert blocks == [GRADS, GRADS, 5 - 3]
+
+
+def test_gradients_of_any_layout_and_dtype(gpu: OnCpu) -> None:
+    """Another order in memory than the parameter's, negated lazily, in less precision than the parameter."""
+    ends = []
+    for fused in (False, True):
+        params = [nn.Parameter(torch.ones(6, 4)) for _ in range(2)]
+        optimizer = AdamW(params, 0.1, fused=fused)
+        for t in range(3):
+            grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(t))
+            params[0].grad, params[1].grad = grad.mT, torch._neg_view(grad.view(6, 4))
+            optimizer.step()
+        ends.append(torch.stack(params))
+    assert apart(ends[1], ends[0]) <= 1e-6
+
+
+# ---------------------------------------------------------------------- torch's books
+
+
+def test_checkpoints_go_from_one_execution_to_the_other(gpu: OnCpu) -> None:
+    """Bit for bit within one; counts are 0-d tensors, whoever reads them."""
+    for name in ("mix", "prodigy"):
+        params = parameters()
+        optimizers.new_run()
+        optimizer = RULES[name](params, fused=True)
+        for t in range(3):
+            gradients(params, t)
+            optimizer.step()
+        ends = []
+        for fused in (True, True, False):
+            again = [nn.Parameter(param.detach().clone(memory_format=torch.preserve_format)) for param in params]
+            optimizers.new_run()
+            other = RULES[name](again, fused=fused)
+            other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            for t in range(3, 6):
+                gradients(again, t)
+                other.step()
+            assert {float(state["step"]) for state in other.state.values()} == {6.0}
+            ends.append(torch.cat([param.detach().flatten() for param in again]))
+        assert torch.equal(ends[0], ends[1])
+        assert apart(ends[2], ends[0]) <= 1e-11
+
+
+def test_replaced_tensors_are_noticed(gpu: OnCpu) -> None:
+    ends = []
+    for fused in (False, True):
+        params = parameters()
+        optimizer = Adam(params, 0.1, fused=fused)
+        for t in range(6):
+            if t == 3:
+                params[0].data = params[0].data.clone() * 2
+                optimizer.state[params[4]]["exp_avg"] = optimizer.state[params[4]]["exp_avg"] + 1
+                optimizer.state[params[2]]["step"] = torch.tensor(7.0)
+                del optimizer.state[params[1]]
+            gradients(params, t)
+            optimizer.step()
+        ends.append(torch.cat([param.detach().flatten() for param in params]))
+    assert apart(ends[1], ends[0]) <= 1e-12
+
+
+def test_tables_are_made_once(gpu: OnCpu) -> None:
+    """Also those with numbers that all parameters have in common: a capture needs one step in front of it."""
+    for name in ("mix", "lamb", "prodigy"):
+        params = parameters()
+        optimizer = RULES[name]([{"params": params[:3]}, {"params": params[3:]}], fused=True)
+        seen = []
+        for t in range(4):
+            gradients(params, t)
+            optimizer.step()
+            seen.append([id(table) for step in optimizer._fused.values() for table in step.tables])
+        assert seen[0] == seen[1] == seen[2] == seen[3]
+        assert len(seen[0]) == 2
+
+
+# ---------------------------------------------------------------------- numbers on the device
+
+
+class Waits(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a tensor's value is asked for: on a GPU, that waits for all that was launched."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def away(gpu: OnCpu, monkeypatch: pytest.MonkeyPatch) -> OnCpu:
+    """Numbers in tensors are taken for a GPU's, which the CPU cannot read without waiting."""
+    monkeypatch.setattr(compiled, "_value", lambda value: value if isinstance(value, Tensor) else float(value))
+    monkeypatch.setattr(execution, "plain", lambda value: value)
+    monkeypatch.setattr(execution, "_largest", lambda counts: counts[0])
+    monkeypatch.setattr(settings, "_may_change", lambda value: False)
+    return gpu
+
+
+WAITING: dict[str, Callable[..., Chain]] = {
+    "clip": lambda params, **options: SGD(params, extensions=[ClipNorm(0.5)], **options),
+    "decay by the schedule": lambda params, **options: AdamW(params, decay="schedule", **options),
+    "lamb": RULES["lamb"],
+    "prodigy": RULES["prodigy"],
+    "muon": lambda params, **options: optimizers.Muon([p for p in params if p.dim() == 2], **options),
+}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WAITING)
+def test_a_step_waits_for_nothing(name: str, precision: torch.dtype, away: OnCpu) -> None:
+    """With a learning rate in a tensor that is halved in place, and norms and sums that are known on the device."""
+    ends = []
+    for fused in (False, True):
+        params = parameters()
+        lr = torch.tensor(0.25, dtype=precision)
+        optimizer = WAITING[name](params, lr=lr, fused=fused, capturable=True)
+        for t in range(4):
+            gradients(params, t)
+            if fused and t:
+                with Waits():
+                    optimizer.step()
+            else:
+                optimizer.step()
+            lr.mul_(0.5)
+        ends.append(torch.cat([param.detach().flatten() for param in params]))
+        assert not fused or "compiled\n" in repr(optimizer)
+    assert apart(ends[1], ends[0]) <= 1e-7  # float32 is what eager steps compute numbers in tensors in

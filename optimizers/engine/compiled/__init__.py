@@ -7,7 +7,7 @@ CPU's, `cuda_table` a GPU's. Nothing is copied or laid out anew, so that paramet
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..eager import Active, Hyper, Part, kept
+from ..execution import _common
 from ..identity import Indexed
 from ..memory import addressable, owns_memory
 from ..stage import Stage
@@ -68,6 +69,19 @@ def missing(params: Iterable[Tensor]) -> str:
         if reason := kind.missing(device) if kind else f"there are no kernels for {device.type}":
             return reason
     return ""
+
+
+def execution_of(groups: Sequence[Hyper], steps: Mapping[int, "FusedStep"], compiles: Callable[[Hyper], bool]) -> str:
+    """How groups are stepped, and what keeps one from being compiled that could be."""
+    kinds, why = set(), ""
+    for i, group in enumerate(groups):
+        step, reason = steps.get(i), ""
+        if group["fused"] or group["fused"] is group["foreach"] is None:
+            reason = step.why if step else missing(group["params"])
+        compiled = compiles(group) and (step.compiles if step else not reason)
+        kinds.add("compiled" if compiled else "eager")
+        why = why or ("" if compiled else reason)
+    return " and ".join(sorted(kinds)) + (f" ({why.splitlines()[0]})" if why else "")
 
 
 class FusedStep:
@@ -136,6 +150,11 @@ class FusedStep:
         """False once it was found that no kernel can advance these parameters."""
         return bool(self.tables) or not self.eager
 
+    @property
+    def scales(self) -> bool:
+        """Whether all that was last stepped is stepped by kernels that read a GradScaler's numbers themselves."""
+        return self._key is not None and not self.eager and all(table.scales for table in self.tables)
+
     def holds(self, params: Sequence[Tensor], states: Mapping[Tensor, Hyper], grads: Gradients) -> bool:
         """Whether all tensors are those that were laid out; it takes the gradients of now for the step."""
         return (
@@ -171,6 +190,8 @@ class FusedStep:
                 by_kind.setdefault(kind, {})[index] = param
             else:
                 self.eager[index] = param
+        if away := [device for device, *_ in by_kind if device.type != "cpu"]:
+            _share(active, states, away[0])
         try:
             for (device, stored, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32
@@ -193,6 +214,16 @@ class FusedStep:
                 "with NVRTC, their elements in a row in memory that no other one has, and plain tensors for "
                 "gradients and state"
             )
+
+
+def _share(active: Active, states: Mapping[Tensor, Hyper], device: torch.device) -> None:
+    """Have the whole optimizer's scalars on a device, where a step reads and writes them without waiting for it."""
+    for stage in [part.stage for part in active if part.stage.reach == "optimizer"]:
+        for name, scalar in _common(stage, states).items():
+            there = scalar.to(device) if scalar.device.type == "cpu" else scalar
+            for state in states.values():
+                if name in state:
+                    state[name] = there
 
 
 def _value(value: Any) -> Any:

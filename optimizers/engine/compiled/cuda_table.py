@@ -53,6 +53,8 @@ class CudaTable(Table):
                 "make a step before the capture, on the same parameters, with gradients for all of them"
             )
         super().__init__(*given)
+        # (What a scale has kept from underflow is lost in the gradient's own 16 bits; between passes, sums are asked for.)
+        self.scales = len(self._programs) == 1 and self._grad_dtype != torch.float16
         self._sizes = [view.numel() for view in self._views]
         self._offsets = [0, *accumulate(-(-size * self._wide.itemsize // _ALIGNED) * _ALIGNED for size in self._sizes)]
         self._grad_places = array("q", [0]) * (-(-len(self._params) // GRADS) * GRADS)

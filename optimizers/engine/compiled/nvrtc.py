@@ -204,9 +204,8 @@ class Card:
         return torch._C._cuda_getCurrentRawStream(self.device.index)
 
     def capturing(self) -> bool:
-        """Whether a graph is being captured on this stream."""
-        with torch.cuda.device(self.device):
-            return torch.cuda.is_current_stream_capturing()
+        """Whether a graph is being captured."""
+        return torch.cuda.is_current_stream_capturing()
 
     @contextlib.contextmanager
     def _current(self) -> Any:

@@ -37,6 +37,7 @@ class Table:
             numbers of another type or elsewhere.
     """
 
+    scales = False  # whether its kernels read a GradScaler's numbers
     captured = False  # whether a graph has a step of it, so that its memory must outlive the table's use
     _sums: Tensor  # of a step, by row: those of all passes
 

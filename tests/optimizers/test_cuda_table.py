@@ -1,5 +1,6 @@
 """Whole steps through the table of a GPU's tensors, on a GPU that the CPU plays, against eager steps."""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable
@@ -95,7 +96,7 @@ RULES = {"mix": mix, **{name: make(name) for name in REACHES if name in optimize
 @pytest.mark.parametrize("name", RULES)
 def test_a_whole_step_is_the_eager_one(name: str, gpu: OnCpu) -> None:
     """Elementwise, with sums over a tensor, with sums over all of them, with scalars, with matrices."""
-    close(RULES[name], tolerance=1e-11 if name == "mix" else 1e-12)
+    close(RULES[name], tolerance=1e-8 if name == "mix" else 1e-12)
     assert {kernel for kernel, *_ in gpu.launches} >= {"prepare_all", "advance_all"}
 
 
@@ -250,18 +251,171 @@ WAITING: dict[str, Callable[..., Chain]] = {
 def test_a_step_waits_for_nothing(name: str, precision: torch.dtype, away: OnCpu) -> None:
     """With a learning rate in a tensor that is halved in place, and norms and sums that are known on the device."""
     ends = []
-    for fused in (False, True):
+    for tensor in (False, True):
         params = parameters()
-        lr = torch.tensor(0.25, dtype=precision)
-        optimizer = WAITING[name](params, lr=lr, fused=fused, capturable=True)
+        rate = torch.tensor(0.25, dtype=precision) if tensor else 0.25
+        optimizer = WAITING[name](params, lr=rate, fused=tensor, capturable=tensor)
         for t in range(4):
             gradients(params, t)
-            if fused and t:
-                with Waits():
-                    optimizer.step()
-            else:
+            with Waits() if tensor and t else contextlib.nullcontext():
                 optimizer.step()
-            lr.mul_(0.5)
+            if tensor:
+                rate.mul_(0.5)
+            else:
+                optimizer.param_groups[0]["lr"] *= 0.5
         ends.append(torch.cat([param.detach().flatten() for param in params]))
-        assert not fused or "compiled\n" in repr(optimizer)
-    assert apart(ends[1], ends[0]) <= 1e-7  # float32 is what eager steps compute numbers in tensors in
+    assert "Execution: compiled\n" in repr(optimizer)
+    assert apart(ends[1], ends[0]) <= 1e-12
+
+
+# ---------------------------------------------------------------------- graphs
+
+
+def test_no_table_is_made_during_a_capture(gpu: OnCpu) -> None:
+    """It copies to the device, of which a graph would know nothing: nothing moves, and it says what to do."""
+    params = parameters()
+    optimizer = AdamW(params, fused=True, capturable=True)
+    gradients(params, 0)
+    before = [param.detach().clone() for param in params]
+    gpu.captures = True
+    with pytest.raises(RuntimeError, match="make a step before the capture"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+    gpu.captures = False
+    optimizer.step()
+    gpu.captures = True
+    optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+    params[0].grad = None
+    with pytest.raises(RuntimeError, match="with gradients for all of them"):
+        optimizer.step()
+
+
+def test_a_capture_needs_capturable(gpu: OnCpu) -> None:
+    params = parameters()
+    optimizer = AdamW(params, fused=True)
+    gradients(params, 0)
+    optimizer.step()
+    gpu.captures = True
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        optimizer.step()
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+def test_a_rule_that_reads_its_count_is_not_captured(gpu: OnCpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SOAP decides by it what a step does; Muon does not."""
+    param = nn.Parameter(torch.ones(4, 3))
+    for make, refuses in ((optimizers.SOAP, True), (optimizers.Muon, False)):
+        optimizer = make([param], fused=True, capturable=True)
+        gpu.captures = False
+        gradients([param], 0)
+        optimizer.step()
+        gpu.captures = True
+        monkeypatch.setattr("optimizers.shampoo.read", _refuse)
+        with pytest.raises(RuntimeError, match="reads its count") if refuses else contextlib.nullcontext():
+            optimizer.step()
+
+
+def _refuse(step: Any) -> Any:
+    """As on a GPU: what is there is not read."""
+    if isinstance(step, Tensor):
+        raise RuntimeError("a rule reads its count at every step")
+    return step
+
+
+def test_what_a_graph_refers_to_outlives_its_table(gpu: OnCpu) -> None:
+    params = parameters()
+    optimizer = AdamW(params, fused=True, capturable=True)
+    for t, captures in enumerate((False, True, False)):
+        gpu.captures = captures
+        gradients(params, t)
+        optimizer.step()
+    (table,) = optimizer._fused[0].tables
+    params[0].data = params[0].data.clone()
+    gradients(params, 3)
+    optimizer.step()
+    assert optimizer._fused[0].tables != [table]
+    assert optimizer._fused[0]._captured == [table]
+
+
+# ---------------------------------------------------------------------- GradScaler
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_the_kernel_reads_a_scale_and_an_overflow(capturable: bool, gpu: OnCpu) -> None:
+    """From the second step on without asking: gradients are divided, and an overflow moves and counts nothing."""
+    params, plain = parameters(), parameters()
+    optimizer = AdamW(params, 0.1, fused=True, capturable=capturable)
+    other = AdamW(plain, 0.1, fused=True)
+    for t in range(5):
+        gradients(params, t)
+        gradients(plain, t)
+        for param in params:
+            param.grad *= 8
+        overflow = t in (2, 3)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(float(overflow))
+        with Waits() if t else contextlib.nullcontext():
+            optimizer.step()
+        assert optimizer._step_supports_amp_scaling
+        del optimizer.grad_scale, optimizer.found_inf
+        if not overflow:
+            other.step()
+            assert all(torch.equal(p.grad, q.grad) for p, q in zip(params, plain, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
+    assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}
+
+
+@pytest.mark.parametrize("name", ["clip", "lamb"])
+def test_what_looks_at_gradients_has_them_unscaled(name: str, gpu: OnCpu) -> None:
+    params, plain = parameters(), parameters()
+    optimizer, other = WAITING[name](params, lr=0.1, fused=True), WAITING[name](plain, lr=0.1, fused=True)
+    for t in range(3):
+        gradients(params, t)
+        gradients(plain, t)
+        for param in params:
+            param.grad *= 8
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(float(t == 1))
+        optimizer.step()
+        if t != 1:
+            other.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
+
+
+def test_a_parameter_that_is_new_beside_kernels_that_scale(gpu: OnCpu) -> None:
+    """It is stepped eagerly, so that all is unscaled in front of the step, once."""
+    ends = []
+    for scale in (1.0, 8.0):
+        params = [nn.Parameter(torch.ones(5)), torch.ones(4, 6)[:, ::2].requires_grad_()]
+        optimizer = Adam(params, 0.1, fused=True)
+        for t in range(3):
+            params[0].grad = torch.full((5,), scale * (1 + t))
+            params[1].grad = torch.full((4, 3), scale) if t else None
+            if scale != 1:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that one is stepped eagerly
+                optimizer.step()
+        assert [float(optimizer.state[param]["step"]) for param in params] == [3, 2]
+        ends.append(torch.cat([param.detach().flatten() for param in params]))
+    assert torch.equal(*ends)
+
+
+# ---------------------------------------------------------------------- elsewhere
+
+
+def test_another_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `fused=True` a warning, and in any case a line of `repr`."""
+    from optimizers.engine import compiled as package
+
+    monkeypatch.setattr(package, "_warned", set())
+    monkeypatch.delitem(package.TABLES, "cpu")
+    for fused in (True, None):
+        param = nn.Parameter(torch.ones(70_000))
+        param.grad = torch.ones(70_000)
+        optimizer = Adam([param], fused=fused)
+        assert "Execution: eager (there are no kernels for cpu)" in repr(optimizer)
+        with pytest.warns(UserWarning, match="there are no kernels for cpu") if fused else contextlib.nullcontext():
+            optimizer.step()
+        assert "Execution: eager (there are no kernels for cpu)" in repr(optimizer)
+        assert optimizer.source() == ""
+    assert repr(Adam([param], fused=False)).endswith("Execution: eager\n)")

@@ -190,8 +190,8 @@ class FusedStep:
                 by_kind.setdefault(kind, {})[index] = param
             else:
                 self.eager[index] = param
-        if away := [device for device, *_ in by_kind if device.type != "cpu"]:
-            _share(active, states, away[0])
+        for device, *_ in list(by_kind)[:1]:
+            _share(active, states, device)
         try:
             for (device, stored, dtypes), members in by_kind.items():
                 dtype = torch.float64 if dtypes[0] == torch.float64 else torch.float32

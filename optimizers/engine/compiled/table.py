@@ -67,8 +67,8 @@ class Table:
                 if not alike(local(state[name]), own):
                     state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
         self._count_place = self._gather(scalars)
-        self._all_states = list(states.values())
-        self._values = list(chain.from_iterable(map(dict.values, self._states)))
+        # Known once all have made their first step, which begins what others remember, and may replace what this does.
+        self._whole_state, self._all_states, self._values = states, list[Hyper](), list[Any]()
         self._tensors = [
             tensor
             for param, state in zip(self._locals, self._states, strict=True)
@@ -254,6 +254,9 @@ class Table:
         # Written behind autograd's back: a backward pass that still needs the old values must be told.
         increment_version(self._params)
         self._wholes, self._stepped = [], []
+        if not self._values:
+            self._all_states = list(self._whole_state.values())
+            self._values = list(chain.from_iterable(map(dict.values, self._states)))
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -89,7 +89,6 @@ struct number {{ // of a step: a value, unless an address says where on the devi
 }};
 struct inputs {{ number real[{reals}]; int64_t whole[{wholes}]; }};
 struct chunk {{ int32_t row, number; }};
-struct grads {{ {grad} *at[{grads}]; }};
 """
 
 _BFLOAT16 = """
@@ -169,9 +168,9 @@ _SINGLES = "for (int64_t i = begin + threadIdx.x; i < end; i += THREADS) advance
 # Of two sums that are added up, the later thread makes one: the last thread has them all.
 _ADD_UP = """
 __device__ __forceinline__ void add_up(double (*all)[THREADS]) {
-    for (int apart = 1; apart < THREADS; apart *= 2) {
+    for (unsigned apart = 1, last = 1; apart < THREADS; apart *= 2, last = 2 * apart - 1) {
         __syncthreads();
-        if (threadIdx.x % (2 * apart) == 2 * apart - 1)
+        if ((threadIdx.x & last) == last)
             for (int term = 0; term < TERMS; ++term) all[term][threadIdx.x] += all[term][threadIdx.x - apart];
     }
 }
@@ -228,16 +227,17 @@ class _Kernel(Kernel):
 
     def text(self) -> str:
         program, kinds = self.program, set(self.stored.values())
-        given = dict(reals=max(1, len(program.reals)), wholes=max(1, len(program.wholes)), grad=self.stored["grad"])
+        given = dict(reals=max(1, len(program.reals)), wholes=max(1, len(program.wholes)))
         sizes = dict(width=program.width, sums=len(program.sums), terms=len(program.terms))
         advance = self._advance()  # says which numbers it needs from `prepare`
         if 8 * len(self.expressions.handed_over) + 16 > PREPARED or 24 * given["reals"] + 8 * given["wholes"] > 4000:
             raise Untraceable("a device is not given as many numbers")
         parts = [
-            _PRELUDE.format(threads=THREADS, chunk=CHUNK, grads=GRADS, **given, **sizes),
+            _PRELUDE.format(threads=THREADS, chunk=CHUNK, **given, **sizes),
             _BFLOAT16 if "bfloat16" in kinds else "",
             _FLOAT16 if "float16" in kinds else "",
             _BITS if any(operation.name == "view" for operation in program.operations) else "",
+            f"struct grads {{ {self.stored['grad']} *at[{GRADS}]; }};",
             *self.structs(
                 ["int64_t size, index;", "const int64_t *layout;", "int64_t chunk;"],
                 ["int skipped, scaled;", "float per_scale;"],

@@ -126,10 +126,15 @@ class Chain(Evaluation):
             The closure's loss, or None.
         """
         loss = self._evaluate(closure)
+        self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """Update every parameter, with the gradients that are there."""
         scaler = [getattr(self, name, None) for name in ("grad_scale", "found_inf")]  # set by torch.amp.GradScaler
         by_kernels = any(number is not None for number in scaler) and self._kernels_scale
         if scaler[1] is not None and not by_kernels and scaler[1]:  # a gradient is not finite
-            return loss
+            return
         self._settings.check_new(self.param_groups)
         grads = Gradients()
         if scaler[0] is not None and not by_kernels:
@@ -142,7 +147,7 @@ class Chain(Evaluation):
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
         if by_kernels and not self._kernels_scale:  # what was laid out anew is stepped otherwise, and begun now
-            return self.step(lambda: loss)  # type: ignore[arg-type, return-value]
+            return self._advance()
         self._indices.begin()
         workers: list[Worker] = []  # the first group's come first: what the whole optimizer has once is as it says
         for i, (group, active, members) in enumerate(zip(groups, actives, eager, strict=True)):
@@ -153,7 +158,6 @@ class Chain(Evaluation):
         for worker in workers if by_kernels else ():
             worker.scale(*scaler)  # type: ignore[attr-defined]
         run(self._stages, workers, self.state)
-        return loss
 
     def _patch_step_function(self) -> None:
         """Call hooks at each step, as torch does, and have torch.compile leave a step, hooks and all, as it is."""

@@ -311,7 +311,7 @@ def test_a_rule_that_reads_its_count_is_not_captured(gpu: OnCpu, monkeypatch: py
         gradients([param], 0)
         optimizer.step()
         gpu.captures = True
-        monkeypatch.setattr("optimizers.shampoo.read", _refuse)
+        monkeypatch.setattr("optimizers.soap.read", _refuse)
         with pytest.raises(RuntimeError, match="reads its count") if refuses else contextlib.nullcontext():
             optimizer.step()
 
@@ -379,6 +379,16 @@ def test_what_looks_at_gradients_has_them_unscaled(name: str, gpu: OnCpu) -> Non
         if t != 1:
             other.step()
     assert all(torch.equal(p, q) for p, q in zip(params, plain, strict=True))
+
+
+def test_a_gradient_that_two_parameters_share_is_divided_once(gpu: OnCpu) -> None:
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = SGD(params, 1.0, fused=True)
+    for _ in range(3):
+        params[0].grad = params[1].grad = torch.full((3,), 8.0)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+        optimizer.step()
+    assert [param.tolist() for param in params] == [[-3.0] * 3] * 2
 
 
 def test_a_parameter_that_is_new_beside_kernels_that_scale(gpu: OnCpu) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import Chain, Lookahead
-from optimizers.engine.compiled import cuda, table
+from optimizers.engine.compiled import c_table, cuda
 
 from . import test_fused
 from .cuda_host import Host
@@ -40,8 +40,8 @@ def host(shared_host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 def use(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(table, "c_source", host.source)
-    monkeypatch.setattr(table, "load", host.load)
+    monkeypatch.setattr(c_table, "c_source", host.source)
+    monkeypatch.setattr(c_table, "load", host.load)
     host.launches.clear()
     host.stepped.clear()
     return host

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..eager import Active, Hyper, shard
 from .compiler import NoCompiler
 from .cuda import CHUNK, GRADS, PREPARED, THREADS, cuda_source
+from ..tensors import local
 from .layout import layout
 from .nvrtc import card
 from .table import Table
@@ -53,8 +54,6 @@ class CudaTable(Table):
                 "make a step before the capture, on the same parameters, with gradients for all of them"
             )
         super().__init__(*given)
-        # (What a scale has kept from underflow is lost in the gradient's own 16 bits; between passes, sums are asked for.)
-        self.scales = len(self._programs) == 1 and self._grad_dtype != torch.float16
         self._sizes = [view.numel() for view in self._views]
         self._offsets = [0, *accumulate(-(-size * self._wide.itemsize // _ALIGNED) * _ALIGNED for size in self._sizes)]
         self._grad_places = array("q", [0]) * (-(-len(self._params) // GRADS) * GRADS)
@@ -193,12 +192,30 @@ class CudaTable(Table):
         self._made += 1
         self._take_numbers()
 
+    @property
+    def scales(self) -> bool:
+        """Whether its kernels read a GradScaler's numbers, and divide the gradients of now.
+
+        Not where sums are asked for between passes, nor where two parameters share a gradient, nor in 16 bits, in
+        which is lost what the scale has kept from underflow.
+        """
+        places = list(filter(None, self._grad_pointers))
+        return len(self._programs) == 1 and self._grad_dtype != torch.float16 and len(set(places)) == len(places)
+
     def scale(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Have the kernels divide by a GradScaler's scale, and leave all as it is where it has found an overflow."""
         found = {"grad_scale": grad_scale, "found_inf": found_inf}
         given = {n: v.to(self._home.device, torch.float32, non_blocking=True) for n, v in found.items() if v is not None}
         self._kept.append(given)
         self._set(**{name: value.data_ptr() for name, value in given.items()})
+        if grad_scale is not None and not self._usual:  # those that were copied are divided where they are, too
+            factor = given["grad_scale"]
+            if found_inf is not None:
+                factor = torch.where(given["found_inf"] == 0, factor, 1.0)
+            for param, stepped in zip(self._params, self._stepped, strict=True):
+                grad = local(param.grad)  # type: ignore[arg-type]
+                if stepped.data_ptr() != grad.data_ptr():
+                    grad.div_(factor)
 
     def _room(self, make: Any, *size: int) -> Tensor:
         room: Tensor = make(size, dtype=torch.float64, device=self._home.device)

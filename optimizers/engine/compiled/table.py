@@ -37,7 +37,6 @@ class Table:
             numbers of another type or elsewhere.
     """
 
-    scales = False  # whether its kernels read a GradScaler's numbers
     captured = False  # whether a graph has a step of it, so that its memory must outlive the table's use
     _sums: Tensor  # of a step, by row: those of all passes
 
@@ -212,6 +211,11 @@ class Table:
             ]
             self._grad_pointers = list(map(Tensor.data_ptr, grads))
         self._stepped = grads  # kept until the step is done
+
+    @property
+    def scales(self) -> bool:
+        """Whether its kernels read a GradScaler's numbers, so that nobody waits for them."""
+        return False
 
     @property
     def alone(self) -> bool:

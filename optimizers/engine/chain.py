@@ -58,9 +58,9 @@ class Chain(Evaluation):
             that numbers had, so that a learning rate that changes must be a tensor, too.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
-            machine, or on a GPU with the NVRTC that torch brings (see :mod:`optimizers.engine.compiled`); where that
-            cannot be, it warns and runs eagerly. None compiles where it pays: with a compiler at hand and 65,536
-            elements or more. `repr` says what is done, and why not.
+            machine, on a GPU with torch's NVRTC (see :mod:`optimizers.engine.compiled`); where that cannot be, it
+            warns and runs eagerly. None compiles where it pays: with a compiler at hand and 65,536 elements or
+            more. `repr` says what is done, and why not.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -169,7 +169,7 @@ class Chain(Evaluation):
 
     @property
     def _kernels_scale(self) -> bool:
-        """Whether the kernels of the last step read a GradScaler's numbers where they are: nobody waits for them."""
+        """Whether the kernels of the last step read a GradScaler's numbers themselves: nobody waits for them."""
         steps = [self._fused.get(i) for i in range(len(self.param_groups))]
         looked = any(type(stage).before is not Stage.before for stage in self._stages)  # at scaled gradients
         return not looked and all(step is not None and step.scales for step in steps)
@@ -288,7 +288,7 @@ class Chain(Evaluation):
                     self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
-        """The C or CUDA text of the compiled step, pass by pass and per kind of parameters; empty where it is eager."""
+        """The C or CUDA text of the compiled step, per pass and kind of parameters; empty where it is eager."""
         return "\n".join(dict.fromkeys(table.source for step in self._fused.values() for table in step.tables))
 
     def __repr__(self) -> str:

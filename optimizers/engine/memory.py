@@ -20,7 +20,7 @@ def owns_memory(tensor: Tensor) -> bool:
 
 
 def addressable(tensor: Tensor, device: torch.device) -> bool:
-    """Whether a device's kernel may be given the tensor's address: its memory is there, and what the tensor says."""
+    """Whether a kernel of a device may be given its address: the memory is there, and is what the tensor says."""
     return stands_for_itself(tensor) and tensor.layout == torch.strided and tensor.device == device
 
 

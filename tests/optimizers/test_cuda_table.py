@@ -110,7 +110,10 @@ def test_matrices_between_passes(gpu: OnCpu) -> None:
     for name, options in (("muon", {}), ("soap", {"precondition_frequency": 2})):
         ends = []
         for fused in (False, True):
-            params = [nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3), dtype=torch.float64)) for s in ((6, 4), (3, 5))]
+            params = [
+                nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+                for s in ((6, 4), (3, 5))
+            ]
             ends.append(run(make(name), params, 5, fused=fused, **options)[:2])
         for eager, ours in zip(*ends, strict=True):
             torch.testing.assert_close(ours, eager, rtol=1e-9, atol=1e-9)

@@ -91,8 +91,7 @@ def apart(ends: Ends, others: Ends) -> float:
     assert len(ends) == len(others)
     assert all(end.isfinite().all() for end in ends)
     return max(
-        float((a - b).norm() / b.norm()) if b.norm() else float(a.norm())
-        for a, b in zip(ends, others, strict=True)
+        float((a - b).norm() / b.norm()) if b.norm() else float(a.norm()) for a, b in zip(ends, others, strict=True)
     )
 
 
@@ -113,9 +112,7 @@ def options(name: str) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_every_optimizer(
-    name: str, dtype: torch.dtype, shared_host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_optimizer(name: str, dtype: torch.dtype, shared_host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(params: Any, **given: Any) -> Chain:
         return optimizers.create(name, params, **options(name), **given)
 
@@ -145,7 +142,9 @@ def test_every_extension(mix: str, host: Host) -> None:
     assert apart(ends[1], ends[0]) <= (1e-6 if mix in DRAWS else 1e-12)
 
 
-@pytest.mark.parametrize("rule", ["lamb", "prodigy", "adafactor", "muon", "normuon", "shampoo", "soap", "soap-lion"])
+@pytest.mark.parametrize(
+    "rule", ["lamb", "prodigy", "adafactor", "muon", "normuon", "shampoo", "soap", "soap-lion"]
+)
 def test_every_reach_in_a_mix(rule: str, host: Host) -> None:
     """Sums of a tensor and of all, and matrices, between the stages of a mix."""
     names = ["mars", "cautious", "average" if rule in ("lamb", "muon", "soap") else "schedule-free"]

@@ -1,8 +1,8 @@
 """One pass over memory: the step of a whole parameter group as one call of one compiled function.
 
 `trace` turns a chain's stages into a list of operations; `expressions` writes them, `c` and `cuda` what is around
-them; `compiler` and `nvrtc` make functions of that, and a table hands them the tensors, where they are: `c_table` the
-CPU's, `cuda_table` a GPU's. Nothing is copied or laid out anew, so that parameters, gradients, `state_dict`,
+them; `compiler` and `nvrtc` make functions of that, and a table hands them the tensors, where they are: `c_table`
+the CPU's, `cuda_table` a GPU's. Nothing is copied or laid out anew, so that parameters, gradients, `state_dict`,
 `zero_grad(set_to_none=True)` and data-parallel training know nothing of it.
 """
 
@@ -22,9 +22,9 @@ from ..memory import addressable, owns_memory
 from ..stage import Stage
 from ..state import begin, rate, schedule
 from ..tensors import Gradients, local, real
+from .c_table import CTable
 from .compiler import NoCompiler
 from .cuda_table import CudaTable
-from .c_table import CTable
 from .kernel import STORED
 from .layout import in_memory
 from .recorder import Untraceable
@@ -50,15 +50,12 @@ def worth_it(params: Iterable[Tensor]) -> bool | None:
 
 
 def supported(param: Tensor) -> bool:
-    """Whether a kernel can step this parameter: on a device with kernels, of a dtype of theirs, in a row in memory."""
+    """Whether a kernel can step it: on a device that has some, of a dtype that they know, in a row in memory."""
     if type(param) not in (Tensor, nn.Parameter) and not hasattr(param, "to_local"):
         return False
     own = local(param)
     return (
-        own.device.type in TABLES
-        and owns_memory(own)
-        and real(own).dtype in STORED
-        and in_memory(own) is not None
+        own.device.type in TABLES and owns_memory(own) and real(own).dtype in STORED and in_memory(own) is not None
     )
 
 
@@ -71,7 +68,9 @@ def missing(params: Iterable[Tensor]) -> str:
     return ""
 
 
-def execution_of(groups: Sequence[Hyper], steps: Mapping[int, "FusedStep"], compiles: Callable[[Hyper], bool]) -> str:
+def execution_of(
+    groups: Sequence[Hyper], steps: Mapping[int, "FusedStep"], compiles: Callable[[Hyper], bool]
+) -> str:
     """How groups are stepped, and what keeps one from being compiled that could be."""
     kinds, why = set(), ""
     for i, group in enumerate(groups):
@@ -210,8 +209,8 @@ class FusedStep:
                 f"fused=True runs eagerly: {self.why}"
                 if self.why
                 else f"fused=True steps some parameters eagerly, such as one of {slow[0].dtype} and shape "
-                f"{tuple(slow[0].shape)} on {slow[0].device}: it needs floating-point parameters on the CPU or a GPU "
-                "with NVRTC, their elements in a row in memory that no other one has, and plain tensors for "
+                f"{tuple(slow[0].shape)} on {slow[0].device}: it needs floating-point parameters on the CPU or a "
+                "GPU with NVRTC, their elements in a row in memory that no other one has, and plain tensors for "
                 "gradients and state"
             )
 

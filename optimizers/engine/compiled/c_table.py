@@ -92,9 +92,9 @@ class CTable(Table):
         return rooms
 
     def _number(self, state: Hyper, name: str) -> float:
-        return float(state[name].item())
+        return float(state[name])
 
-    def _count(self, row: int) -> float:
+    def _count(self, row: int) -> Any:
         return self._counts[row]
 
     def _passes(self) -> None:

@@ -1,4 +1,4 @@
-"""The table of tensors in a GPU's memory, as the kernels of `cuda` are given it: a step waits for nothing on the card.
+"""The table of tensors in a GPU's memory, as the kernels of `cuda` are given it: a step waits for nothing there.
 
 What stays from step to step is on the device: addresses of parameters and state, sizes, layouts, and which elements
 each block of threads takes. What is new is handed over by value with each launch: the step's numbers, and the
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..eager import Active, Hyper, shard
+from ..tensors import local
 from .compiler import NoCompiler
 from .cuda import CHUNK, GRADS, PREPARED, THREADS, cuda_source
-from ..tensors import local
 from .layout import layout
 from .nvrtc import card
 from .table import Table
@@ -50,12 +50,15 @@ class CudaTable(Table):
         self._home = self.processor(next(iter(given[2].values())).device)
         if self._home.capturing():
             raise RuntimeError(
-                "a graph is being captured, but what the step needs on the device is not there yet, or has changed: "
+                "a graph is being captured, but what the step needs on the device is not there, or has changed: "
                 "make a step before the capture, on the same parameters, with gradients for all of them"
             )
         super().__init__(*given)
         self._sizes = [view.numel() for view in self._views]
-        self._offsets = [0, *accumulate(-(-size * self._wide.itemsize // _ALIGNED) * _ALIGNED for size in self._sizes)]
+        self._offsets = [
+            0,
+            *accumulate(-(-size * self._wide.itemsize // _ALIGNED) * _ALIGNED for size in self._sizes),
+        ]
         self._grad_places = array("q", [0]) * (-(-len(self._params) // GRADS) * GRADS)
         self._upload()
         # Where a launch finds its arguments: the numbers of a step in slots that stay where they are.
@@ -203,9 +206,11 @@ class CudaTable(Table):
         return len(self._programs) == 1 and self._grad_dtype != torch.float16 and len(set(places)) == len(places)
 
     def scale(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Have the kernels divide by a GradScaler's scale, and leave all as it is where it has found an overflow."""
+        """Have kernels divide by a GradScaler's scale, and leave all as it is where it has found an overflow."""
         found = {"grad_scale": grad_scale, "found_inf": found_inf}
-        given = {n: v.to(self._home.device, torch.float32, non_blocking=True) for n, v in found.items() if v is not None}
+        given = {
+            n: v.to(self._home.device, torch.float32, non_blocking=True) for n, v in found.items() if v is not None
+        }
         self._kept.append(given)
         self._set(**{name: value.data_ptr() for name, value in given.items()})
         if grad_scale is not None and not self._usual:  # those that were copied are divided where they are, too

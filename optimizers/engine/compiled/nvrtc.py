@@ -1,13 +1,12 @@
-"""From CUDA text to kernels on a card, by the NVRTC that torch's own wheel brings; kept on disk for the next process.
+"""From CUDA text to kernels on a card, by the NVRTC that torch's wheel brings; kept on disk for other processes.
 
 Neither a toolkit nor a host compiler is needed: torch's `libcaffe2_nvrtc` is linked to NVRTC and to the driver, so
-that one handle gives both. What is compiled is kept by its source, NVRTC's version, the architecture and the options.
+that one handle gives both. A binary is kept by its source, NVRTC's version, the architecture and the options.
 """
 
 import contextlib
 import ctypes
 import functools
-import glob
 import hashlib
 import importlib.util
 import os
@@ -35,9 +34,8 @@ def library() -> Any:
     """
     own = [Path(torch.__file__).parent / "lib" / name for name in _LIBRARIES] if torch.version.cuda else []
     spec = importlib.util.find_spec("nvidia")
-    wheels = [
-        Path(path) for root in spec.submodule_search_locations or () for path in glob.glob(f"{root}/*/lib/libnvrtc.so.*")
-    ] if spec else []  # fmt: skip
+    roots = map(Path, spec.submodule_search_locations or ()) if spec else ()
+    wheels = [path for root in roots for path in root.glob("*/lib/libnvrtc.so.*")]
     failure = ""
     for path in filter(Path.exists, own + wheels):
         try:
@@ -88,7 +86,9 @@ def compiled(source: str, architecture: str, options: Sequence[str] = _OPTIONS) 
     try:
         kept = folder() / name
         content = kept.read_bytes()
-        if hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]:  # else damaged, for example by a full disk
+        if (
+            hashlib.sha256(content[_DIGEST:]).digest() == content[:_DIGEST]
+        ):  # else damaged, for example by a full disk
             return content[_DIGEST:]
     except OSError:
         pass

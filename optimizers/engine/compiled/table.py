@@ -3,7 +3,7 @@
 What is the same wherever kernels run stands here; `c_table` and `cuda_table` say how theirs are given their rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -66,7 +66,7 @@ class Table:
                 if not alike(local(state[name]), own):
                     state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
         self._count_place = self._gather(scalars)
-        # Known once all have made their first step, which begins what others remember, and may replace what this does.
+        # Known once all have made their first step, which begins, and may replace, what they remember.
         self._whole_state, self._all_states, self._values = states, list[Hyper](), list[Any]()
         self._tensors = [
             tensor
@@ -103,11 +103,20 @@ class Table:
         raise NotImplementedError
 
     def _gather(self, scalars: Sequence[str]) -> int:
-        """Put the counts into one piece of memory, and other numbers where kernels read them; the counts' address."""
+        """Put counts into one piece of memory, whose address it returns, and scalars where kernels read them."""
         raise NotImplementedError
 
     def kernel(self, function: Any, rows: range) -> None:
         """A pass over some parameters: the compiled function alone."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> Any:
+        """The largest count."""
+        raise NotImplementedError
+
+    def know(self, scalars: Hyper, settled: bool) -> None:
+        """Take the whole optimizer's scalars, as they were or as they are now."""
         raise NotImplementedError
 
     def _rooms(self) -> list[Tensor]:

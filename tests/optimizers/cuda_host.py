@@ -97,7 +97,8 @@ class Kernels:
 
         table_rows, chunks = array("q"), array("i")
         firsts = [0]  # number of a row's first chunk
-        for i, (size, index, layout) in enumerate(zip(*(_wholes(a, rows) for a in (sizes, indices, layouts)))):
+        columns = zip(*(_wholes(address, rows) for address in (sizes, indices, layouts)), strict=True)
+        for i, (size, index, layout) in enumerate(columns):
             places = _wholes(table + 8 * tensors * i, tensors)
             if WHOLE in program.names:
                 places[program.names.index(WHOLE)] -= _SCRATCH

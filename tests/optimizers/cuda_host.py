@@ -30,7 +30,9 @@ class Host:
     """
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self._folder, self._options = folder, options
+        self._folder = folder
+        self._command = [shutil.which("c++") or "g++", "-std=c++17", "-O1", "-fPIC", "-Wall", "-Werror"]
+        self._command += ["-Wno-unknown-pragmas", "-Wno-unused", *options]
         self._kernels: dict[str, Kernels] = {}
         self._programs: dict[str, Program] = {}
         self.launches: list[tuple[str, int]] = []  # of which kernel, by how many blocks
@@ -48,8 +50,12 @@ class Host:
         return self._kernels.setdefault(text, Kernels(self, text, self._programs[text]))
 
     def build(self) -> None:
-        """Compile all texts that are not yet, together: most of the time goes into the headers."""
-        parts = [f'#include "{Path(__file__).with_suffix(".h")}"']
+        """Compile all texts that are not yet."""
+        header = self._folder / "cuda_host.h"
+        if not header.exists():
+            shutil.copy(Path(__file__).with_suffix(".h"), header)
+            self._compile("-x", "c++-header", str(header), "-o", f"{header}.gch")
+        parts = ['#include "cuda_host.h"']
         waiting = [kernels for kernels in self._kernels.values() if not kernels.functions]
         for kernels in waiting:
             names = {kernel: f"{kernel}_{kernels.number}" for kernel in KERNELS if f" {kernel}(" in kernels.text}
@@ -60,11 +66,8 @@ class Host:
                 parts += [f"{head} {{ launch({kernel}, grid, block, arguments); }}", f"#undef {kernel}"]
             parts += ["}"]
         path = self._folder / f"host_{next(_numbers)}.so"
-        compiler = shutil.which("c++") or "g++"
-        command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-        command += ["-Wno-unused", *self._options, "-x", "c++", "-", "-o", str(path)]
-        done = subprocess.run(command, input="\n".join(parts), text=True, capture_output=True)
-        assert done.returncode == 0, done.stderr[:5000]
+        text = "\n".join(parts)
+        self._compile("-I", str(self._folder), "-shared", "-x", "c++", "-", "-o", str(path), text=text)
         library = ctypes.CDLL(str(path))
         for kernels in waiting:
             kernels.functions = {
@@ -72,6 +75,10 @@ class Host:
                 for kernel in KERNELS
                 if f" {kernel}(" in kernels.text
             }
+
+    def _compile(self, *arguments: str, text: str = "") -> None:
+        done = subprocess.run([*self._command, *arguments], input=text, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[:5000]
 
 
 class Kernels:
@@ -97,7 +104,8 @@ class Kernels:
 
         table_rows, chunks = array("q"), array("i")
         firsts = [0]  # number of a row's first chunk
-        for i, (size, index, layout) in enumerate(zip(*(_wholes(a, rows) for a in (sizes, indices, layouts)))):
+        columns = zip(*(_wholes(address, rows) for address in (sizes, indices, layouts)), strict=True)
+        for i, (size, index, layout) in enumerate(columns):
             places = _wholes(table + 8 * tensors * i, tensors)
             if WHOLE in program.names:
                 places[program.names.index(WHOLE)] -= _SCRATCH

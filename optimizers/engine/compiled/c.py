@@ -1,7 +1,7 @@
 """A `Program` written as C: one function that walks over a table of tensors and reads and writes each once.
 
-What is in its functions `prepare` and `advance` comes from `kernel`; the compiler makes vectors of `advance`. What is
-around them is the same for every chain, and stands in `_FRAME`.
+What is in its functions `prepare` and `advance` comes from `kernel`; the compiler makes vectors of `advance`. What
+is around them is the same for every chain, and stands in `_FRAME`.
 
 A pass that sums terms stores nothing. Each chunk has its own sums, which are added up in order: they do not depend
 on the number of threads.

@@ -85,7 +85,8 @@ class Expressions:
 
         def written(template: str, *operands: Any) -> str:
             texts = [
-                f"(u{kind})" * wrapped + self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
+                f"(u{kind})" * wrapped
+                + self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
                 for i, a in enumerate(operands)
             ]
             return template.format(*texts, f="f" if dtype == torch.float32 else "")

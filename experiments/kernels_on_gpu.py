@@ -5,7 +5,7 @@ The rows come in order of value, one after the other, so that whoever has no tim
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -26,10 +26,10 @@ RULES = {
     "adamw": (7, "AdamW"), MIX: (7, ""), NOISY: (7, ""), "nadam": (7, "NAdam"), "radam": (7, "RAdam"),
     "rmsprop": (5, "RMSprop"), "adadelta": (7, "Adadelta"), "lion": (5, ""),
 }  # fmt: skip
-SMALL = {"1000 x 10": [(10,)] * 1000, "100 x 512 x 512": [(512, 512)] * 100}
+SMALL: dict[str, list[tuple[int, ...]]] = {"1000 x 10": [(10,)] * 1000, "100 x 512 x 512": [(512, 512)] * 100}
 
 
-def rows(device: torch.device, dry: bool) -> Iterator[Row]:
+def rows(device: torch.device, dry: bool) -> Generator[Row, None, None]:
     """Measure; a row says what, and either how fast or the error.
 
     Args:
@@ -44,7 +44,7 @@ def rows(device: torch.device, dry: bool) -> Iterator[Row]:
             kinds = ["ours", *(["torch fused"] if rule == "adamw" else []), *(["torch foreach"] if torchs else [])]
             for kind in kinds if dtype == torch.float32 or rule in ("adamw", MIX) else ():
                 row: Row = {"what": rule, "kind": kind, "dtype": str(dtype)[6:], "elements": elements}
-                shapes = [(elements // TENSORS,)] * TENSORS
+                shapes: list[tuple[int, ...]] = [(elements // TENSORS,)] * TENSORS
                 row |= _measured(kind, rule, shapes, dtype, device, dry)
                 if "seconds" in row:
                     row["gb_per_s"] = streams * elements * dtype.itemsize / row["seconds"] / 1e9
@@ -92,15 +92,15 @@ def _seconds(step: Step, device: torch.device, dry: bool) -> float:
     """The median time of a step: of the device, where there is a clock of its own."""
     for _ in range(WARM):
         step()
-    times = []
+    times: list[float] = []
     for _ in range(2 if dry else REPEATS):
         if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()  # type: ignore[no-untyped-call]
+            begin, end = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            begin.record()
             step()
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
-            times.append(begin.elapsed_time(end) / 1e3)  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
         else:
             began = time.perf_counter()
             step()

@@ -235,9 +235,7 @@ def _checkpoint(device: torch.device) -> None:
     _close(ends[1], ends[0], 0)
 
 
-def _flat_steps(
-    text: str, device: torch.device, capture: bool, fused: bool | None = False
-) -> tuple[Tensor, Step]:
+def _flat_steps(text: str, device: torch.device, capture: bool, fused: bool | None = False) -> tuple[Tensor, Step]:
     """The parameters after five steps of a small network, the last with fewer examples, and what made them."""
     model = Flat(models.cnn(3, 8, seed=SEED)).to(device)
     optimizer = mixes.parse(text)[0].build([model.flat], capturable=True, fused=fused)

@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import optimizers
 from optimizers import SGD, Adam, AdamW, Chain, ClipNorm, GradientNoise, LearningRateDropout, Lookahead
 from optimizers.engine import compiled, execution, settings
 from optimizers.engine.compiled.cuda import CHUNK, GRADS, THREADS
+from optimizers.engine.tensors import local
 
 from .cuda_processor import OnCpu, play
 
@@ -214,7 +216,7 @@ def test_tables_are_made_once(gpu: OnCpu) -> None:
         for t in range(4):
             gradients(params, t)
             optimizer.step()
-            seen.append([id(table) for step in optimizer._fused.values() for table in step.tables])
+            seen.append([table for step in optimizer._fused.values() for table in step.tables])
         assert seen[0] == seen[1] == seen[2] == seen[3]
         assert len(seen[0]) == 2
 
@@ -269,6 +271,42 @@ def test_a_step_waits_for_nothing(name: str, precision: torch.dtype, away: OnCpu
         ends.append(torch.cat([param.detach().flatten() for param in params]))
     assert "Execution: compiled\n" in repr(optimizer)
     assert apart(ends[1], ends[0]) <= 1e-12
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["mix", "lamb", "prodigy"])
+def test_shards_keep_their_table(name: str, mesh: Any, gpu: OnCpu) -> None:
+    """A step of parameters that are spread over processes makes no table anew, unless their memory is replaced."""
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+    ends = []
+    for sharded in (False, True):
+        plain = [nn.Parameter(torch.linspace(-1, 1, n, dtype=torch.float64).view(-1, 4)) for n in (12, 40)]
+        params = (
+            [nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in plain] if sharded else plain
+        )
+        optimizers.new_run()
+        optimizer = RULES[name](params, fused=True)
+        tables = []
+        for t in range(6):
+            gradients(plain, t)
+            for param, like in zip(params, plain, strict=True) if sharded else ():
+                param.grad = distribute_tensor(like.grad, mesh, [Shard(0)])
+            if sharded and t == 4:
+                params[0]._local_tensor = params[0].to_local().detach().clone()  # as FSDP does
+            optimizer.step()
+            tables.append(list(optimizer._fused[0].tables))
+        assert tables[1:4] == tables[:1] * 3
+        assert (tables[4] != tables[3]) is sharded
+        ends.append(torch.cat([local(param.detach()).flatten() for param in params]))
+        assert isinstance(params[0], DTensor) is sharded
+    assert torch.equal(*ends)
 
 
 # ---------------------------------------------------------------------- graphs

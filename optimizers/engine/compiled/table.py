@@ -68,11 +68,8 @@ class Table:
         self._count_place = self._gather(scalars)
         # Known once all have made their first step, which begins, and may replace, what they remember.
         self._whole_state, self._all_states, self._values = states, list[Hyper](), list[Any]()
-        self._tensors = [
-            tensor
-            for param, state in zip(self._locals, self._states, strict=True)
-            for tensor in (param, *(local(state[name]) for name in (*names, *scalars)))
-        ]
+        self._names = *names, *scalars
+        self._tensors = self._now()
         self._sharded = any(param is not own for param, own in zip(self._params, self._locals, strict=True))
         self._complex = self._params[0].is_complex()
         self._grad_dtype = grads[self._params[0]].dtype
@@ -137,6 +134,14 @@ class Table:
 
     # ------------------------------------------------------------------ between two steps
 
+    def _now(self) -> list[Tensor]:
+        """The tensors that kernels read and write, row by row."""
+        return [
+            tensor
+            for param, state in zip(self._params, self._states, strict=True)
+            for tensor in (local(param), *(local(state[name]) for name in self._names))
+        ]
+
     def look(self, grads: Gradients) -> None:
         """Take the gradients of now for the next step."""
         self._grads = list(map(attrgetter("grad"), self._params))
@@ -152,8 +157,6 @@ class Table:
 
         It takes the gradients of now, as `look` does.
         """
-        if self._sharded:
-            return False
         self.look(grads)
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
         values = list(chain.from_iterable(map(dict.values, self._states)))
@@ -185,9 +188,9 @@ class Table:
     def _grads_hold(self) -> bool:
         return all(
             grad is not None
-            and addressable(grad, param.device)
+            and addressable(local(grad), param.device)
             and grad.dtype == self._grad_dtype
-            and grad.shape == param.shape
+            and local(grad).shape == param.shape
             for grad, param in zip(self._grads, self._locals, strict=True)
         )
 
@@ -199,6 +202,8 @@ class Table:
         """
         if self._states[0]["step"].data_ptr() != self._count_place:
             return False
+        if self._sharded:  # of which each process holds a part, whose memory may be replaced, too
+            self._tensors = self._now()
         # What has moved may have come to lie where another tensor is, or nowhere.
         if list(map(Tensor.data_ptr, self._tensors)) != self._pointers:
             return False

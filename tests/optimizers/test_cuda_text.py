@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import Chain, Lookahead
+from optimizers.engine import compiled
 from optimizers.engine.compiled import cuda, table
 
 from . import test_fused
@@ -42,6 +43,7 @@ def host(shared_host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
 def use(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(table, "c_source", host.source)
     monkeypatch.setattr(table, "load", host.load)
+    monkeypatch.setattr(compiled, "_warned", set())
     host.launches.clear()
     host.stepped.clear()
     return host
@@ -167,6 +169,12 @@ def test_every_reach_in_a_mix(rule: str, host: Host) -> None:
 def test_every_operation(name: str, host: Host) -> None:
     test_fused.test_every_operation_is_torchs(name)
     assert host.launches
+
+
+@pytest.mark.parametrize("name", ["i", "k"])
+def test_no_name_hides_another(name: str, host: Host) -> None:
+    test_fused.test_no_name_hides_another(name)
+    assert bool(host.launches) is (name == "i")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -63,7 +63,7 @@ def cuda_source(program: Program, stored: Sequence[torch.dtype]) -> str:
 
 
 class _Kernel(Kernel):
-    own = ("k",)
+    own = ("at", "grad_at", "given", "i", "total", "k")
 
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         super().__init__(program, stored)

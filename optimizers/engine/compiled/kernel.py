@@ -31,7 +31,7 @@ class Kernel:
     """
 
     wraps = False  # see `Expressions`
-    own: tuple[str, ...] = ()  # the variables that run in the loop around the rule
+    own: tuple[str, ...] = ()  # the variables around the rule
 
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         self.program = program

@@ -313,6 +313,29 @@ def test_every_operation_is_torchs(name: str) -> None:
     assert torch.allclose(*ends, rtol=3e-6, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", ["i", "k", "x1", "coordinate", "at"])
+def test_no_name_hides_another(name: str) -> None:
+    """A hyper-parameter of any name has its own value; where it cannot in C, the step is eager and says so."""
+
+    class Scaled(Stage):
+        place = Place.DIRECTION
+        ranges = {name: "[0, inf)"}
+
+        @staticmethod
+        def update(grad: Tensor, **given: float) -> Tensor:
+            return grad * given[name]
+
+    Scaled.asks, Scaled.needs = {"update": (name,)}, frozenset({name})
+    param = nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    optimizer = Chain([param], [Scaled(**{name: 0.25})], lr=1.0, fused=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.step()
+    assert param.detach().tolist() == [0.75] * 5
+    assert bool(optimizer.source()) is not bool(said)
+
+
 # ---------------------------------------------------------------------- no copies, no recompilation
 
 

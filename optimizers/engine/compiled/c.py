@@ -134,6 +134,7 @@ def c_source(program: Program, stored: Sequence[torch.dtype]) -> str:
 
 class _Kernel(Kernel):
     wraps = True  # by -fwrapv
+    own = ("i",)
 
     def text(self) -> str:
         advance = self._advance()  # says which numbers it needs from `prepare`

@@ -63,6 +63,8 @@ def cuda_source(program: Program, stored: Sequence[torch.dtype]) -> str:
 
 
 class _Kernel(Kernel):
+    own = ("at", "grad_at", "given", "i", "total", "k")
+
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         super().__init__(program, stored)
         self._read = self._needed()

@@ -5,12 +5,14 @@ coordinates (bias corrections and the like), in double precision. `advance` is t
 the other, in the precision of the tensors.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from .expressions import Expressions
-from .recorder import Value
+from .recorder import Untraceable, Value
 from .trace import Program
 
 # 16-bit floats are stored as such and computed with as float.
@@ -23,12 +25,20 @@ class Kernel:
     Args:
         program: what the pass computes.
         stored: how the parameter, its gradient and then each state tensor is kept in memory.
+
+    Raises:
+        Untraceable: two things have one name, which one of them would hide.
     """
 
     wraps = False  # see `Expressions`
+    own: tuple[str, ...] = ()  # the variables around the rule
 
     def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
         self.program = program
+        given = (*program.names, *program.scalars, *program.reals, *program.wholes, *program.sums)
+        for name, count in Counter((*self.own, "grad", "step", "index", "coordinate", *given)).items():
+            if count > 1 or re.fullmatch(r"x\d+", name):
+                raise Untraceable(f"{name} has another meaning in a kernel's text: give it another name")
         param, grad, *state = (STORED[dtype] for dtype in stored)
         self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
         self.gates = self._gates()

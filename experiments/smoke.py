@@ -252,7 +252,7 @@ def _graph(text: str, device: torch.device, fused: bool | None) -> None:
     ours, step = _flat_steps(text, device, device.type == "cuda", fused)
     if step.failure:
         raise AssertionError(f"not captured: {step.failure}")
-    _close(ours, _flat_steps(text, device, capture=False)[0], 1e-5)
+    _close(ours, _flat_steps(text, device, False, fused)[0], 1e-5)
 
 
 def _two_streams(device: torch.device) -> None:

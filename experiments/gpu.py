@@ -1,6 +1,7 @@
 """`python -m experiments gpu`: what only a GPU can run, in order of value, within the minutes that there are.
 
-First a smoke test of everything that runs on a device (`smoke`), then the benchmark's 18 optimizers × 3 seeds on
+First a smoke test of everything that runs on a device (`smoke`), then how fast the compiled step is on it
+(`kernels_on_gpu`), then the benchmark's 18 optimizers × 3 seeds on
 CIFAR-10 and on MNIST, packed so that the card is full (`packed`), then the chapters at scale `paper`, the shortest
 first. Each record is written as it is done, below FOLDER as below `_build/`, and packed with all others into one
 archive. What is there is not run again, so the same command takes up what is missing. A failure is one line, and
@@ -25,12 +26,24 @@ from typing import Any
 
 import torch
 
-from experiments import benchmark, chapters, code_hash, environment, mixes, packed, packing, records, run, smoke
+from experiments import (
+    benchmark,
+    chapters,
+    code_hash,
+    environment,
+    kernels_on_gpu,
+    mixes,
+    packed,
+    packing,
+    records,
+    run,
+    smoke,
+)
 from experiments.errors import UserError
 from experiments.records import Record
 from experiments.runs import Settings
 
-STAGES = ("smoke", "cifar10", "mnist", "chapters")  # in order of value
+STAGES = ("smoke", "kernels", "cifar10", "mnist", "chapters")  # in order of value
 SEEDS = (0, 1, 2)
 GRACE = 5  # seconds that the end takes
 WIDTHS = {"cnn": (2, 4, 8), "mlp": (8, 16, 24)}  # of which the smallest that is nearly the fastest is taken
@@ -72,7 +85,7 @@ class Session:
         """All that was written, as one file, whole at any time."""
         descriptor, temporary = tempfile.mkstemp(dir=self.out, prefix=".gpu-", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
-            for name in ("smoke.json", "summary.txt", f"results/{self.scale}", "failed"):
+            for name in ("smoke.json", "kernels.json", "summary.txt", f"results/{self.scale}", "failed"):
                 if (self.out / name).exists():
                     archive.add(self.out / name, name)
         os.chmod(temporary, 0o644)
@@ -101,6 +114,7 @@ def gpu(
     slugs = [slug for slug in run.slugs() if not only or "chapters" in only or slug in only]
     steps: dict[str, Callable[[], None]] = {
         "smoke": lambda: _smoke(session),
+        "kernels": lambda: _kernels(session),
         "cifar10": lambda: _benchmark(session, "cifar10"),
         "mnist": lambda: _benchmark(session, "mnist"),
         "chapters": lambda: chapters.all_of(session, slugs),
@@ -132,19 +146,8 @@ def _summary(session: Session) -> str:
 
 def _smoke(session: Session) -> None:
     """Every check that has not passed with this code on this device."""
-    path = session.out / "smoke.json"
-    stamp = {
-        "device": torch.cuda.get_device_name(session.device)
-        if session.device.startswith("cuda")
-        else session.device,
-        "torch": torch.__version__,
-        "code_hash": code_hash.of_source("from experiments import smoke", environment.CODE),
-    }
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        found = {check["name"]: check for check in known["checks"]} if known["of"] == stamp else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        found = {}
+    path, stamp = session.out / "smoke.json", _stamp(session, "smoke")
+    found = {check["name"]: check for check in _known(path, stamp, "checks")}
     missing = [name for name in smoke.names() if not found.get(name, {}).get("ok")]
     checks = smoke.run(session.device, missing)
     with contextlib.closing(checks):
@@ -158,6 +161,49 @@ def _smoke(session: Session) -> None:
                 break
     passed = [name for name, check in found.items() if check["ok"]]
     session.tell("smoke", "done", f"{len(passed)} of {len(smoke.names())} checks passed")
+
+
+def _stamp(session: Session, module: str) -> dict[str, str]:
+    """What the results of a module depend on."""
+    named = torch.cuda.get_device_name(session.device) if session.device.startswith("cuda") else session.device
+    code = code_hash.of_source(f"from experiments import {module}", environment.CODE)
+    return {"device": named, "torch": torch.__version__, "code_hash": code}
+
+
+def _known(path: Path, stamp: dict[str, str], name: str) -> list[dict[str, Any]]:
+    """The results that a file has, if they are of this code on this device."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return list(known[name]) if known["of"] == stamp else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _kernels(session: Session) -> None:
+    """The speed of the compiled step, unless it is known, with this code on this device."""
+    path, stamp = session.out / "kernels.json", _stamp(session, "kernels_on_gpu")
+    if _known(path, stamp, "rows"):
+        session.tell("kernels", "up to date", "the compiled step")
+        return
+    found: list[dict[str, Any]] = []
+
+    def keep(name: str) -> None:
+        content = {"of": stamp, name: found}
+        records.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    with contextlib.closing(kernels_on_gpu.rows(torch.device(session.device), session.dry)) as rows:
+        while session.left > 0 and (row := next(rows, None)):
+            found.append(row)
+            session.say(f"kernels: {kernels_on_gpu.said(row)}")
+            keep("some")
+        if session.left <= 0:
+            session.tell("kernels", "out of time", "what was not measured")
+            return
+    keep("rows")
+    failed = [kernels_on_gpu.said(row) for row in found if "error" in row]
+    for text in failed:
+        session.tell("kernels", "failed", text)
+    session.tell("kernels", "done", f"{len(found) - len(failed)} of {len(found)} rows measured")
 
 
 def _settings(session: Session, dataset: str) -> Settings:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
-from .compiled import FusedStep, worth_it
-from .compiled.compiler import find
+from .compiled import FusedStep, execution_of, worth_it
 from .composition import Partition, in_order, refuse_clashes
 from .eager import Active, Hyper, Part, kept
 from .evaluation import Evaluation
@@ -55,11 +54,13 @@ class Chain(Evaluation):
         extensions: further stages, in any order.
         maximize: ascend instead of descend.
         foreach: accepted for torch's sake: True and False both mean an eager step, a loop over tensors.
-        capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need.
+        capturable: keep `step` as a tensor on the parameter's device, as CUDA graphs need; they replay the values
+            that numbers had, so that a learning rate that changes must be a tensor, too.
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
-            machine (see :mod:`optimizers.engine.compiled`); where that cannot be, it warns and runs eagerly. None
-            compiles where it pays: with a compiler at hand and 65,536 elements or more. `repr` says what is done.
+            machine, on a GPU with torch's NVRTC (see :mod:`optimizers.engine.compiled`); where that cannot be, it
+            warns and runs eagerly. None compiles where it pays: with a compiler at hand and 65,536 elements or
+            more. `repr` says what is done, and why not.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -125,12 +126,19 @@ class Chain(Evaluation):
             The closure's loss, or None.
         """
         loss = self._evaluate(closure)
-        if getattr(self, "found_inf", None):  # set by torch.amp.GradScaler: a gradient is not finite
-            return loss
+        self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """Update every parameter, with the gradients that are there."""
+        scaler = [getattr(self, name, None) for name in ("grad_scale", "found_inf")]  # set by torch.amp.GradScaler
+        by_kernels = any(number is not None for number in scaler) and self._kernels_scale
+        if scaler[1] is not None and not by_kernels and scaler[1]:  # a gradient is not finite
+            return
         self._settings.check_new(self.param_groups)
         grads = Gradients()
-        if (scale := getattr(self, "grad_scale", None)) is not None:  # set by GradScaler, too
-            grads.unscale(float(scale), [param for group in self.param_groups for param in group["params"]])
+        if scaler[0] is not None and not by_kernels:
+            grads.unscale(float(scaler[0]), [param for group in self.param_groups for param in group["params"]])
         groups = self.param_groups
         actives = [self._active(group) for group in groups]
         compiled = {i: self._fused.setdefault(i, FusedStep()) for i, g in enumerate(groups) if self._compiles(g)}
@@ -138,6 +146,8 @@ class Chain(Evaluation):
         eager, shared = self._plan.make(
             groups, self._indices, actives, self.state, grads, compiled, self._lock_free
         )
+        if by_kernels and not self._kernels_scale:  # what was laid out anew is stepped otherwise, and begun now
+            return self._advance()
         self._indices.begin()
         workers: list[Worker] = []  # the first group's come first: what the whole optimizer has once is as it says
         for i, (group, active, members) in enumerate(zip(groups, actives, eager, strict=True)):
@@ -145,8 +155,9 @@ class Chain(Evaluation):
             for index, param in members.items():
                 given = param, grads[param], index, group, active, shared, self.state[param], self._lock_free
                 workers.append(One(*given))
+        for worker in workers if by_kernels else ():
+            worker.scale(*scaler)  # type: ignore[attr-defined]
         run(self._stages, workers, self.state)
-        return loss
 
     def _patch_step_function(self) -> None:
         """Call hooks at each step, as torch does, and have torch.compile leave a step, hooks and all, as it is."""
@@ -157,9 +168,17 @@ class Chain(Evaluation):
             rule.step.hooked = True  # type: ignore[attr-defined]
 
     @property
+    def _kernels_scale(self) -> bool:
+        """Whether the kernels of the last step read a GradScaler's numbers themselves: nobody waits for them."""
+        steps = [self._fused.get(i) for i in range(len(self.param_groups))]
+        looked = any(type(stage).before is not Stage.before for stage in self._stages)  # at scaled gradients
+        return not looked and all(step is not None and step.scales for step in steps)
+
+    @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether `torch.amp.GradScaler` leaves scaled gradients to `step`, as to torch's fused optimizers."""
-        return all(group["fused"] and not group["capturable"] for group in self.param_groups)
+        can = self._kernels_scale  # else an overflow would have to be asked for, for which a graph cannot wait
+        return all(group["fused"] and (can or not group["capturable"]) for group in self.param_groups)
 
     def _active(self, group: Hyper) -> Active:
         """The stages that do something in this group, each with its hyper-parameters."""
@@ -196,7 +215,9 @@ class Chain(Evaluation):
             raise ValueError(f"share_memory() needs stages that are elementwise, {far[0]!r} is not")
         self._settings.check_new(self.param_groups)
         for group in self.param_groups:
-            if group["differentiable"] or not all(map(owns_memory, group["params"])):
+            params = group["params"]
+            here = all(owns_memory(param) and param.device.type == "cpu" for param in params)
+            if group["differentiable"] or not here:
                 raise ValueError(
                     "share_memory() needs all parameters on the CPU, dense and not conjugated lazily, and "
                     "differentiable=False"
@@ -267,14 +288,10 @@ class Chain(Evaluation):
                     self.state[param] = adopt(self.state[param], param, self._active(group), group)
 
     def source(self) -> str:
-        """The C text of the compiled step, one function per kind of parameter group; empty where it is eager."""
+        """The C or CUDA text of the compiled step, per pass and kind of parameters; empty where it is eager."""
         return "\n".join(dict.fromkeys(table.source for step in self._fused.values() for table in step.tables))
 
     def __repr__(self) -> str:
         stages = "".join(f"    {stage!r}\n" for stage in self._stages)
-        compiled = {
-            self._compiles(group) and (self._fused[i].compiles if i in self._fused else find() is not None)
-            for i, group in enumerate(self.param_groups)
-        }
-        execution = " and ".join("compiled" if each else "eager" for each in sorted(compiled, reverse=True))
+        execution = execution_of(self.param_groups, self._fused, self._compiles)
         return f"{super().__repr__()[:-1]}Stages\n{stages}Execution: {execution}\n)"

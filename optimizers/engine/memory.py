@@ -15,13 +15,13 @@ def resolved(tensor: Tensor) -> Tensor:
 
 
 def owns_memory(tensor: Tensor) -> bool:
-    """Whether what a C function would find at the tensor's address are the tensor's own numbers."""
-    return addressable(tensor) and resolved(tensor) is tensor
+    """Whether what a kernel of its device would find at the tensor's address are the tensor's own numbers."""
+    return addressable(tensor, tensor.device) and resolved(tensor) is tensor
 
 
-def addressable(tensor: Tensor) -> bool:
-    """Whether a C function may be given the tensor's address: its memory is here, and is what the tensor says."""
-    return stands_for_itself(tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+def addressable(tensor: Tensor, device: torch.device) -> bool:
+    """Whether a kernel of a device may be given its address: the memory is there, and is what the tensor says."""
+    return stands_for_itself(tensor) and tensor.layout == torch.strided and tensor.device == device
 
 
 def stands_for_itself(tensor: Tensor) -> bool:

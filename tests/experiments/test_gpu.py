@@ -81,6 +81,9 @@ def test_a_dry_run_needs_torch_and_numpy_alone_and_resumes(
     checks = json.loads((out / "smoke.json").read_text())["checks"]
     assert [check["name"] for check in checks] == smoke.names()
     assert all(check["ok"] for check in checks)
+    rows = json.loads((out / "kernels.json").read_text())["rows"]
+    assert rows[0]["gb_per_s"] > 0
+    assert {"ours", "torch fused", "torch foreach"} <= {row.get("kind") for row in rows}
     found = sorted((out / "results/quick/benchmark/digits").glob("*.json"))
     assert len(found) == 36
     record = records.read(found[0])
@@ -97,6 +100,7 @@ def test_a_dry_run_needs_torch_and_numpy_alone_and_resumes(
     again = command(*arguments, **bare)
     assert [line.split("left  ")[1] for line in again.stdout.splitlines() if "left  " in line] == [
         f"smoke: {len(checks)} of {len(checks)} checks passed, done",
+        "kernels: the compiled step, up to date",
         "cifar10: 18 runs, up to date",
         "mnist: 18 runs, up to date",
         "chapters: tiny, up to date",
@@ -267,7 +271,7 @@ def test_the_runs_are_those_of_the_notebook(monkeypatch: pytest.MonkeyPatch, tmp
         (["--minutes", "nan"], "--minutes must be a number above 0, not nan"),
         (
             ["--only", "adam,cifar"],
-            "there is nothing called 'adam' to run; there are smoke, cifar10, mnist, chapters",
+            "there is nothing called 'adam' to run; there are smoke, kernels, cifar10, mnist, chapters",
         ),
         (["--device", "gpu"], "there is no device 'gpu' here"),
     ],

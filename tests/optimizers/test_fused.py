@@ -30,7 +30,7 @@ from optimizers import (
     Stage,
 )
 from optimizers.engine import compiled as fused_step
-from optimizers.engine.compiled import compiler, table
+from optimizers.engine.compiled import c_table, compiler
 from optimizers.engine.compiled.c import c_source
 
 SHAPES = ((7,), (40, 50), (), (3, 4, 5, 5), (1,))
@@ -78,7 +78,7 @@ def compiled_sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         written.append(c_source(*args))
         return written[-1]
 
-    monkeypatch.setattr(table, "c_source", writing)
+    monkeypatch.setattr(c_table, "c_source", writing)
     return written
 
 
@@ -311,6 +311,29 @@ def test_every_operation_is_torchs(name: str) -> None:
         keep = torch.isfinite(ends[0]) & (param.grad.abs() <= 2)
         ends = [end[keep] for end in ends]
     assert torch.allclose(*ends, rtol=3e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["i", "k", "x1", "coordinate", "at"])
+def test_no_name_hides_another(name: str) -> None:
+    """A hyper-parameter of any name has its own value; where it cannot in C, the step is eager and says so."""
+
+    class Scaled(Stage):
+        place = Place.DIRECTION
+        ranges = {name: "[0, inf)"}
+
+        @staticmethod
+        def update(grad: Tensor, **given: float) -> Tensor:
+            return grad * given[name]
+
+    Scaled.asks, Scaled.needs = {"update": (name,)}, frozenset({name})
+    param = nn.Parameter(torch.ones(5))
+    param.grad = torch.ones(5)
+    optimizer = Chain([param], [Scaled(**{name: 0.25})], lr=1.0, fused=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        optimizer.step()
+    assert param.detach().tolist() == [0.75] * 5
+    assert bool(optimizer.source()) is not bool(said)
 
 
 # ---------------------------------------------------------------------- no copies, no recompilation

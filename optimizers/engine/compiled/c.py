@@ -1,9 +1,7 @@
 """A `Program` written as C: one function that walks over a table of tensors and reads and writes each once.
 
-Two functions make the kernel. `prepare` counts a parameter's step and computes the numbers that hold for all of its
-coordinates (bias corrections and the like), in double precision. `advance` is the rule itself, one coordinate after
-the other, in the precision of the tensors; the compiler makes vectors of it. What is around them is the same for
-every chain, and stands in `_FRAME`; the operations in both are written by `expressions`.
+What is in its functions `prepare` and `advance` comes from `kernel`; the compiler makes vectors of `advance`. What
+is around them is the same for every chain, and stands in `_FRAME`.
 
 A pass that sums terms stores nothing. Each chunk has its own sums, which are added up in order: they do not depend
 on the number of threads.
@@ -13,12 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .expressions import Expressions
-from .recorder import Value
+from .kernel import Kernel, block
 from .trace import Program
-
-# 16-bit floats are stored as such and computed with as float.
-STORED = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "_Float16"}
 
 _INCLUDES = """
 #define __FAST_MATH__ // so that glibc has vectors of logf and cosf; nothing else depends on it
@@ -40,6 +34,16 @@ static inline bfloat16 store(float x) { // to nearest, ties to even
     union { float value; uint32_t bits; } u = {x};
     return (bfloat16){x != x ? 0x7fc0 : (u.bits + 0x7fff + ((u.bits >> 16) & 1)) >> 16};
 }
+"""
+
+_FLOAT16 = "typedef _Float16 float16;"
+
+# The same bits as another type.
+_BITS = """
+#define as_int32_t(x) ((union { float from; int32_t to; }){x}).to
+#define as_int64_t(x) ((union { double from; int64_t to; }){x}).to
+#define as_float(x) ((union { int32_t from; float to; }){x}).to
+#define as_double(x) ((union { int64_t from; double to; }){x}).to
 """
 
 # A tensor's elements, in the order of memory, are runs of evenly spaced coordinates: see `layout`.
@@ -128,101 +132,68 @@ def c_source(program: Program, stored: Sequence[torch.dtype]) -> str:
     return _Kernel(program, stored).text()
 
 
-class _Kernel:
-    def __init__(self, program: Program, stored: Sequence[torch.dtype]) -> None:
-        self.program = program
-        param, grad, *state = (STORED[dtype] for dtype in stored)
-        self.stored = {"grad": grad, **dict(zip(program.names, (param, *state), strict=True))}
-        self.gates = self._gates()
-        self.expressions = Expressions(program.operations)
-        used = {a.name for op in program.operations for a in op.args if isinstance(a, Value)}
-        self.counts = "coordinate" in used
-        self.prepares_once = "index" not in used and not program.scalars and not program.sums
+class _Kernel(Kernel):
+    wraps = True  # by -fwrapv
+    own = ("i",)
 
     def text(self) -> str:
         advance = self._advance()  # says which numbers it needs from `prepare`
-        fields = [f"{kind} *{name};" for name, kind in self.stored.items() if name != "grad"]
-        fields += [f"float *{name};" for name in self.program.scalars]
-        numbers = [f"{kind} {name};" for name, (kind, _) in self.expressions.handed_over.items()]
+        program = self.program
+        once = "index" not in self.used and not program.scalars and not program.sums
         parts = [
             _INCLUDES,
             _BFLOAT16 if "bfloat16" in self.stored.values() else "",
-            _block("typedef struct {", fields, "} row;"),
-            _block("typedef struct {", numbers or ["char none;"], "} numbers;"),
-            self._prepare(),
+            _FLOAT16 if "float16" in self.stored.values() else "",
+            _BITS if any(operation.name == "view" for operation in program.operations) else "",
+            *self.structs(),
+            self.prepare(
+                "static numbers prepare(const row *at, float *count, int64_t index, const double *real,\n"
+                "        const int64_t *whole, const double *sums) {"
+            ),
             advance,
             self._update(),
             _LOCATE if self.counts else "",
             _FRAME.format(
                 grad=self.stored["grad"],
                 chunk=CHUNK,
-                width=self.program.width,
-                sums=len(self.program.sums),
-                terms=len(self.program.terms),
-                prepare=_PREPARE_ONCE.format(counted=int(self.program.counts), prepare=_PREPARE)
-                if self.prepares_once
-                else _PREPARE,
+                width=program.width,
+                sums=len(program.sums),
+                terms=len(program.terms),
+                prepare=_PREPARE_ONCE.format(counted=int(program.counts), prepare=_PREPARE) if once else _PREPARE,
                 call=_UPDATE_RUNS if self.counts else _UPDATE,
             ),
         ]
         return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
-    def _prepare(self) -> str:
-        lines = [f"const double step = *count{' += 1' if self.program.counts else ''};"]
-        lines += [f"const double {name} = sums[{i}];" for i, name in enumerate(self.program.sums)]
-        lines += [f"const double {name} = *at->{name};" for name in self.program.scalars]
-        lines += [f"const double {name} = real[{i}];" for i, name in enumerate(self.program.reals)]
-        lines += [f"const int64_t {name} = whole[{i}];" for i, name in enumerate(self.program.wholes)]
-        lines += self.expressions.statements(elementwise=False)
-        for name, value in self.program.stores:
-            if name in self.program.scalars:
-                lines.append(f"*at->{name} = {self.expressions.operand(value, torch.float32)};")
-        given = [f".{name} = ({kind}){text}" for name, (kind, text) in self.expressions.handed_over.items()]
-        lines.append(f"return (numbers){{{', '.join(given) or '0'}}};")
-        head = (
-            "static numbers prepare(const row *at, float *count, int64_t index, const double *real,\n"
-            "        const int64_t *whole, const double *sums) {"
-        )
-        return _block(head, lines, "}")
-
     def _advance(self) -> str:
         loads, stores = [], []
         for name, kind in self.stored.items():
             element = f"{name}_at[i]"
-            computed = "double" if kind == "double" else "float"
-            loads.append(f"const {computed} {name} = {f'load({element})' if kind == 'bfloat16' else element};")
+            loads.append(
+                f"const {self.computed(name)} {name} = {f'load({element})' if kind == 'bfloat16' else element};"
+            )
         if self.counts:
             loads.append("const int64_t coordinate = at_begin + (i - begin) * stride;")
         body = self.expressions.statements(elementwise=True)
-        for name, value in self.program.stores:
-            if name in self.stored and not (isinstance(value, Value) and value.name == name):
-                kind = self.stored[name]
-                result = self.expressions.operand(
-                    value, torch.float64 if kind == "double" else torch.float32, in_loop=True
-                )
-                store = f"{name}_at[i] = {f'store({result})' if kind == 'bfloat16' else result};"
-                stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
-        ones = {operation.result for operation in self.program.operations if operation.name == "ones_like"}
-        terms = {i: value for i, (_, value) in enumerate(self.program.terms) if value not in ones}
-        sums = [f"double total{i} = 0;" for i in terms]
-        stores += [
-            f"total{i} += {self.expressions.operand(value, torch.float64, in_loop=True)};"
-            for i, value in terms.items()
-        ]
-        reduction = f" reduction(+:{','.join(f'total{i}' for i in terms)})" if terms else ""
+        for name, result in self.results().items():
+            store = f"{name}_at[i] = {f'store({result})' if self.stored[name] == 'bfloat16' else result};"
+            stores.append(f"if ({self.gates[name]}) {store}" if name in self.gates else store)
+        stores += [f"total{i} += {value};" for i, value in self.totals().items()]
+        sums = [f"double total{i} = 0;" for i in self.terms]
+        reduction = f" reduction(+:{','.join(f'total{i}' for i in self.terms)})" if self.terms else ""
         pointers = [f"{self.stored[name]} *restrict const {name}_at = at->{name};" for name in self.program.names]
         numbers = [
             f"const {kind} {name} = given->{name};"
             for name, (kind, _) in self.expressions.handed_over.items()
             if name not in self.gates.values()
         ]
-        loop = _block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
+        loop = block("for (int64_t i = begin; i < end; ++i) {", [*loads, *body, *stores], "}")
         gates = "".join(f", const int {gate}" for gate in dict.fromkeys(self.gates.values()))
         head = f"static inline void advance({self._parameters('restrict grad_at')}{gates}) {{"
-        totals = {i: f"total{i}" if i in terms else "end - begin" for i in range(len(self.program.terms))}
+        totals = {i: f"total{i}" if i in self.terms else "end - begin" for i in range(len(self.program.terms))}
         ends = [f"part[{i}] += {total};" for i, total in totals.items()]
         body = [*pointers, *numbers, *sums, f"#pragma omp simd{reduction}", *loop.splitlines(), *ends]
-        return _block(head, body, "}")
+        return block(head, body, "}")
 
     def _update(self) -> str:
         """Choose among the compiled forms of `advance`: with every gate open or shut."""
@@ -235,29 +206,10 @@ class _Kernel:
                 for state in (0, 1)
             ]
         lines = [f"if ({condition or 1}) advance({call});" for condition, call in calls]
-        return _block(f"static void update({self._parameters('grad')}) {{", lines, "}")
+        return block(f"static void update({self._parameters('grad')}) {{", lines, "}")
 
     def _parameters(self, grad: str) -> str:
         return (
             f"const row *at, const {self.stored['grad']} *{grad}, const numbers *given,\n"
             "        int64_t begin, int64_t end, int64_t at_begin, int64_t stride, double *part"
         )
-
-    def _gates(self) -> dict[str, str]:
-        """The tensors that a step leaves as they are unless a number says otherwise, each with that number's name.
-
-        (Lookahead's slow weights: but for every k-th step, they need neither be read nor written.)
-        """
-        made = {operation.result: operation for operation in self.program.operations}
-        gates = {}
-        for name, value in self.program.stores:
-            operation = made.get(value)
-            if name in self.stored and operation is not None and operation.name == "where":
-                condition, _, other = operation.args
-                if isinstance(other, Value) and other.name == name and not condition.elementwise:
-                    gates[name] = condition.name
-        return gates if len(set(gates.values())) <= 2 else {}
-
-
-def _block(head: str, lines: Sequence[str], tail: str) -> str:
-    return "\n".join([head, *(f"    {line}" for line in lines), tail])

@@ -1,4 +1,4 @@
-"""The operations of a `Program` in C's expressions, whatever kernel stands around them."""
+"""The operations of a `Program` in expressions that C and CUDA have in common, whatever stands around them."""
 
 import math
 from collections.abc import Sequence
@@ -35,6 +35,8 @@ _WRITTEN |= {
     "ones_like": "1",
 }
 _POWERS = {2: "{0} * {0}", 0.5: "sqrt{f}({0})", 1: "{0}", 3: "{0} * {0} * {0}", -1: "1 / {0}"}
+# What may overflow: whole numbers then wrap in torch, and are of no value in C.
+_OVERFLOWING = ("add", "sub", "mul", "rsub", "neg", "__lshift__", "bitwise_left_shift")
 _PREDICATES = ("lt", "gt", "le", "ge", "eq", "ne", "logical_and", "logical_or", "logical_not")
 
 _TYPES = {
@@ -45,16 +47,19 @@ _TYPES = {
     torch.bool: "int",
 }
 
+_SAME_BITS = {torch.float32, torch.int32}, {torch.float64, torch.int64}
+
 
 class Expressions:
     """Writes operations: those on numbers, done once per parameter, and those in the loop over its coordinates.
 
     Args:
         operations: of a program, in their order.
+        wraps: whether the compiler is told that whole numbers that overflow wrap; else they do without their sign.
     """
 
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self._operations = operations
+    def __init__(self, operations: Sequence[Operation], wraps: bool) -> None:
+        self._operations, self._wraps = operations, wraps
         # The numbers that the loop is given: their types there, and how they are written outside of it.
         self.handed_over: dict[str, tuple[str, str]] = {}
 
@@ -75,10 +80,13 @@ class Expressions:
         if result.dtype not in _TYPES:
             raise Untraceable(f"there is no C here for {result.dtype}, which torch's operation {name} gives")
         kind = _TYPES[result.dtype]
+        overflows = name in _OVERFLOWING or (name == "pow" and args[1] in _POWERS)
+        wrapped = overflows and not self._wraps and dtype in (torch.int32, torch.int64)
 
         def written(template: str, *operands: Any) -> str:
             texts = [
-                self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
+                f"(u{kind})" * wrapped
+                + self.operand(a, torch.bool if name == "where" and i == 0 else dtype, in_loop)
                 for i, a in enumerate(operands)
             ]
             return template.format(*texts, f="f" if dtype == torch.float32 else "")
@@ -91,8 +99,10 @@ class Expressions:
             return [f"const {kind} {raised.name} = {lift};", f"const {kind} {result.name} = {lower};"]
         if name == "view" and len(args) == 1:
             given = args[0].dtype
-            bits = f"(union {{ {_TYPES[given]} given; {kind} bits; }}){{{self.operand(args[0], given, in_loop)}}}"
-            return [f"const {kind} {result.name} = ({bits}).bits;"]
+            if given != result.dtype and {given, result.dtype} not in _SAME_BITS:
+                raise Untraceable(f"there is no C here for the bits of {given} as {result.dtype}")
+            bits = self.operand(args[0], given, in_loop)
+            return [f"const {kind} {result.name} = {bits if given == result.dtype else f'as_{kind}({bits})'};"]
         if name == "bitwise_not" and result.dtype != torch.bool:
             return [f"const {kind} {result.name} = {written('~{0}', args[0])};"]
         if name == "pow" and not isinstance(args[1], Value) and args[1] in _POWERS:

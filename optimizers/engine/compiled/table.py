@@ -1,7 +1,9 @@
-"""The table of tensors that a kernel is given: parameters of one kind, their gradients and their state."""
+"""The table of tensors that kernels are given: parameters of one kind, their gradients and their state.
 
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+What is the same wherever kernels run stands here; `c_table` and `cuda_table` say how theirs are given their rows.
+"""
+
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -10,25 +12,18 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..eager import WHOLE, Active, Hyper, shard
+from ..eager import WHOLE, Active, Hyper
 from ..execution import Totals, apply_matrix
 from ..identity import Indexed
 from ..memory import addressable, resolved
 from ..stage import Stage
 from ..tensors import Gradients, local, real
-from .c import c_source
-from .compiler import load
-from .layout import alike, blocks, layout
-from .trace import SETTLED, Program, numbers
-
-# With fewer elements in all, a second thread is not worth waking up.
-_ALONE = 1 << 15
-# Elements whose parameters, gradients and state stay in a core's cache from one pass to the next.
-_BLOCK = 1 << 16
+from .layout import alike
+from .trace import Program
 
 
 class Table:
-    """Parameters of one combination of dtypes: where they, their gradients and their state are in memory.
+    """Parameters of one combination of dtypes on one device: where they, their gradients and their state are.
 
     A step is a call of `begin` and those of a worker (see `execution`), each a pass over memory.
 
@@ -39,8 +34,11 @@ class Table:
         grads: the step's gradients.
         states: the optimizer's state; in it are replaced the counts of steps, by views of one piece of memory, and
             what cannot be stepped as it is: tensors in another order in memory than their parameter's, other
-            numbers of another type.
+            numbers of another type or elsewhere.
     """
+
+    captured = False  # whether a graph has a step of it, so that its memory must outlive the table's use
+    _sums: Tensor  # of a step, by row: those of all passes
 
     def __init__(
         self,
@@ -55,10 +53,10 @@ class Table:
         self._wide = torch.promote_types(dtypes[0], torch.float32)
         if self._whole is not None:
             dtypes, names = (*dtypes, self._wide), names[:-1]
-        sources = [c_source(program, dtypes) for program in programs]
-        self.source = "\n".join(sources)
         self._programs = programs
-        self._functions = list(map(load, sources))
+        sources = [self._write(program, dtypes) for program in programs]
+        self.source = "\n".join(sources)
+        self._functions = list(map(self._load, programs, sources))
         self._params = list(members.values())
         self.stored = self._params[0].dtype
         self._locals = [local(param) for param in self._params]
@@ -67,19 +65,11 @@ class Table:
             for name in names:
                 if not alike(local(state[name]), own):
                     state[name] = torch.empty_like(param.detach(), dtype=state[name].dtype).copy_(state[name])
-            for name in scalars:
-                state[name] = state[name].to("cpu", torch.float32)
-        # All counts are in one piece of memory, so that a step need not ask for the place of each.
-        self._counts = array("f", [state["step"].item() for state in self._states])
-        for state, count in zip(self._states, torch.frombuffer(self._counts, dtype=torch.float32), strict=True):
-            state["step"] = count.detach()
-        self._all_states = list(states.values())
-        self._values = list(chain.from_iterable(map(dict.values, self._states)))
-        self._tensors = [
-            tensor
-            for param, state in zip(self._locals, self._states, strict=True)
-            for tensor in (param, *(local(state[name]) for name in (*names, *scalars)))
-        ]
+        self._count_place = self._gather(scalars)
+        # Known once all have made their first step, which begins, and may replace, what they remember.
+        self._whole_state, self._all_states, self._values = states, list[Hyper](), list[Any]()
+        self._names = *names, *scalars
+        self._tensors = self._now()
         self._sharded = any(param is not own for param, own in zip(self._params, self._locals, strict=True))
         self._complex = self._params[0].is_complex()
         self._grad_dtype = grads[self._params[0]].dtype
@@ -87,24 +77,70 @@ class Table:
         self._forms = list(map(_form, self._tensors))
         self._pointers = list(map(Tensor.data_ptr, self._tensors))
         self._row = 1 + len(names) + len(scalars)
-        self._places = array("q", self._pointers)
-        if self._whole is not None:
-            for row in reversed(range(len(self._params))):
-                self._places.insert(row * self._row + self._whole, 0)
-            self._row += 1
         self._strides = [param.stride() for param in self._locals]
         self._grads: list[Any] = []  # from `look` to `step`
         self._grad_pointers: list[int] = []
         self._usual = False  # whether they can be stepped as they are
         self._guard = self._guard_grads()
-        views = [real(param) for param in self._locals]
-        self._sizes = array("q", [view.numel() for view in views])
-        self._indices = array("q", [int(state.get("index", 0)) for state in self._states])
-        self._layouts = [layout(view, *shard(param)) for param, view in zip(self._params, views, strict=True)]
-        self._layout_places = array("q", [numbers.buffer_info()[0] for numbers in self._layouts])
-        self._large = sum(self._sizes) > _ALONE
-        self._all = range(len(self._params))
-        self._blocks: list[range] = []  # of rows that are stepped together where a table makes its sums itself
+        self._views = [real(param) for param in self._locals]
+
+    # ------------------------------------------------------------------ what differs from home to home
+
+    @classmethod
+    def missing(cls, device: torch.device) -> str:
+        """Why nothing can be compiled for a device; empty where it can."""
+        raise NotImplementedError
+
+    def _write(self, program: Program, dtypes: Sequence[torch.dtype]) -> str:
+        """The text of a pass."""
+        raise NotImplementedError
+
+    def _load(self, program: Program, source: str) -> Any:
+        """What the text of a pass compiles to."""
+        raise NotImplementedError
+
+    def _gather(self, scalars: Sequence[str]) -> int:
+        """Put counts into one piece of memory, whose address it returns, and scalars where kernels read them."""
+        raise NotImplementedError
+
+    def kernel(self, function: Any, rows: range) -> None:
+        """A pass over some parameters: the compiled function alone."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> Any:
+        """The largest count."""
+        raise NotImplementedError
+
+    def know(self, scalars: Hyper, settled: bool) -> None:
+        """Take the whole optimizer's scalars, as they were or as they are now."""
+        raise NotImplementedError
+
+    def _rooms(self) -> list[Tensor]:
+        """What is handed from one part of a step to the next: by row, a tensor in the form of the parameter."""
+        raise NotImplementedError
+
+    def _number(self, state: Hyper, name: str) -> Any:
+        """A scalar as a stage's `matrix` is given it."""
+        raise NotImplementedError
+
+    def _count(self, row: int) -> Any:
+        """A row's count of steps, this one included, as a stage's `matrix` is given it."""
+        raise NotImplementedError
+
+    def _passes(self) -> None:
+        """The passes that are left of a step."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ between two steps
+
+    def _now(self) -> list[Tensor]:
+        """The tensors that kernels read and write, row by row."""
+        return [
+            tensor
+            for param, state in zip(self._params, self._states, strict=True)
+            for tensor in (local(param), *(local(state[name]) for name in self._names))
+        ]
 
     def look(self, grads: Gradients) -> None:
         """Take the gradients of now for the next step."""
@@ -121,8 +157,6 @@ class Table:
 
         It takes the gradients of now, as `look` does.
         """
-        if self._sharded:
-            return False
         self.look(grads)
         # All of the optimizer's state is compared, in its order: looking each parameter up takes far longer.
         values = list(chain.from_iterable(map(dict.values, self._states)))
@@ -153,7 +187,10 @@ class Table:
 
     def _grads_hold(self) -> bool:
         return all(
-            grad is not None and addressable(grad) and grad.dtype == self._grad_dtype and grad.shape == param.shape
+            grad is not None
+            and addressable(local(grad), param.device)
+            and grad.dtype == self._grad_dtype
+            and local(grad).shape == param.shape
             for grad, param in zip(self._grads, self._locals, strict=True)
         )
 
@@ -163,20 +200,22 @@ class Table:
         To ask all of them takes longer than a step of small ones. Whoever replaces a tensor's memory moves it, or
         changes its gradient's strides or size; and whoever replaces a count's also replaces others'.
         """
-        if self._states[0]["step"].data_ptr() != self._counts.buffer_info()[0]:
+        if self._states[0]["step"].data_ptr() != self._count_place:
             return False
+        if self._sharded:  # of which each process holds a part, whose memory may be replaced, too
+            self._tensors = self._now()
         # What has moved may have come to lie where another tensor is, or nowhere.
         if list(map(Tensor.data_ptr, self._tensors)) != self._pointers:
             return False
         return self._usual or list(map(_form, self._tensors)) == self._forms
 
+    # ------------------------------------------------------------------ a step
+
     def begin(self, active: Active, known: Hyper) -> None:
         """Take the numbers of one step: the stages with their hyper-parameters, and what else they name."""
         self.active, self.known = active, known
         self._at = 0
-        self._sums = torch.zeros(len(self._params), self._programs[0].width, dtype=torch.float64, device="cpu")
         self._wholes: list[Tensor] = []
-        self._numbers = _arrays(active, known)
         grads, self._grads = self._grads, []
         if not self._usual:
             grads = [resolved(local(grad)) for grad in grads]
@@ -186,17 +225,11 @@ class Table:
             ]
             self._grad_pointers = list(map(Tensor.data_ptr, grads))
         self._stepped = grads  # kept until the step is done
-        self._grad_places = array("q", self._grad_pointers)
-        self._threads = torch.get_num_threads() if self._large else 1
-        self._address()
 
-    def _address(self) -> None:
-        """Note where the functions' arguments are, and how many bytes of each stand for a row."""
-        rows = self._counts, self._grad_places, self._sizes, self._indices, self._layout_places
-        places = self._places.buffer_info()[0], self._row * self._places.itemsize
-        sums = self._sums.data_ptr(), self._sums.shape[1] * self._sums.itemsize
-        per_row = ((each.buffer_info()[0], each.itemsize) for each in rows)
-        self._arguments = [places, *per_row, *((each.buffer_info()[0], 0) for each in self._numbers), sums]
+    @property
+    def scales(self) -> bool:
+        """Whether its kernels read a GradScaler's numbers, so that nobody waits for them."""
+        return False
 
     @property
     def alone(self) -> bool:
@@ -206,21 +239,11 @@ class Table:
     def params(self) -> Sequence[Tensor]:
         return self._params
 
-    @property
-    def step(self) -> Any:
-        return max(self._counts)
-
-    def know(self, scalars: Hyper, settled: bool) -> None:
-        self.known |= {(SETTLED + name if settled else name): float(value) for name, value in scalars.items()}
-        self._numbers = _arrays(self.active, self.known)
-        self._address()
-
     def sums(self, stage: Stage) -> Totals:
         if self._whole is not None and not self._wholes and stage.reach == "tensor":
-            self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
-            self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
+            self._wholes = self._rooms()
         program = self._programs[self._at]
-        self._pass(self._all)
+        self._pass(range(len(self._params)))
         columns = self._sums[:, len(program.sums) : len(program.sums) + len(program.terms)]
         self._taken = dict(zip((name for name, _ in program.terms), columns.unbind(1), strict=True))
         return self._taken
@@ -231,57 +254,27 @@ class Table:
                 column.copy_(sums[name])
 
     def matrix(self, stage: Stage) -> None:
-        assert self._whole is not None
-        self._wholes = [torch.empty_like(own, dtype=self._wide) for own in self._locals]
-        self._places[self._whole :: self._row] = array("q", map(Tensor.data_ptr, self._wholes))
-        self._pass(self._all)
+        self._wholes = self._wholes or self._rooms()
+        self._pass(range(len(self._params)))
         part = next(part for part in self.active if part.stage is stage)
         for i, (param, state, grad) in enumerate(zip(self._params, self._states, self._stepped, strict=True)):
-            scalars = {name: state[name].item() for name in stage.scalars}
-            known = {**self.known, **scalars, "step": self._counts[i]}
+            scalars = {name: self._number(state, name) for name in stage.scalars}
+            known = {**self.known, **scalars, "step": self._count(i)}
             self._wholes[i].copy_(apply_matrix(part, param, self._wholes[i], grad, state, known))
-
-    def finish(self) -> None:
-        for rows in self._in_blocks() if self.alone and self._whole is not None else [self._all]:
-            if self.alone:
-                self._at = 0
-            while self._at < len(self._programs):
-                self._pass(rows)
-        # Written behind autograd's back: a backward pass that still needs the old values must be told.
-        increment_version(self._params)
-        self._wholes, self._stepped = [], []
 
     def _pass(self, rows: range) -> None:
         """Go over the memory of some parameters once, as the next program says."""
         self.kernel(self._functions[self._at], rows)
         self._at += 1
 
-    def _in_blocks(self) -> list[range]:
-        """Rows for which one scratch suffices: as many small tensors as stay in the cache, or one large one."""
-        if not self._blocks:
-            assert self._whole is not None
-            self._blocks = blocks(self._sizes, _BLOCK)
-            largest = max(sum(self._sizes[row] for row in rows) for rows in self._blocks)
-            self._scratch = torch.empty(largest, dtype=self._wide, device="cpu")
-            for rows in self._blocks:
-                address = self._scratch.data_ptr()
-                for row in rows:
-                    self._places[row * self._row + self._whole] = address
-                    address += self._sizes[row] * self._scratch.itemsize
-        return self._blocks
-
-    def kernel(self, function: Callable[..., int], rows: range) -> None:
-        """A pass over some parameters: the compiled function alone."""
-        addresses = (address + rows.start * row for address, row in self._arguments)
-        if function(len(rows), self._threads, *addresses):
-            raise MemoryError(f"there is no memory for a step of {len(rows)} parameters")
-
-
-def _arrays(active: Active, known: Hyper) -> tuple["array[float]", "array[int]"]:
-    """The numbers of a program's `reals` and `wholes`."""
-    given = [value for _, value in numbers(active, known)]
-    reals, wholes = [x for x in given if isinstance(x, float)], [x for x in given if isinstance(x, int)]
-    return array("d", reals), array("q", wholes)
+    def finish(self) -> None:
+        self._passes()
+        # Written behind autograd's back: a backward pass that still needs the old values must be told.
+        increment_version(self._params)
+        self._wholes, self._stepped = [], []
+        if not self._values:
+            self._all_states = list(self._whole_state.values())
+            self._values = list(chain.from_iterable(map(dict.values, self._states)))
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

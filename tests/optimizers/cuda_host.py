@@ -34,20 +34,21 @@ class Host:
         self._command = [shutil.which("c++") or "g++", "-std=c++17", "-O1", "-fPIC", "-Wall", "-Werror"]
         self._command += ["-Wno-unknown-pragmas", "-Wno-unused", *options]
         self._kernels: dict[str, Kernels] = {}
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[str, tuple[Program, list[int]]] = {}
         self.launches: list[tuple[str, int]] = []  # of which kernel, by how many blocks
         self.stepped: list[str] = []  # the texts whose kernels they were
         self.by_address = False  # whether numbers are handed over by the addresses of where they are
+        self.beyond = 0  # elements, a multiple of CHUNK, that tensors have in front of those which are stepped
         self.grad_scale: torch.Tensor | None = None  # a GradScaler's
         self.found_inf: torch.Tensor | None = None
 
     def source(self, program: Program, stored: Any) -> str:
         text = cuda_source(program, stored)
-        self._programs[text] = program
+        self._programs[text] = program, [dtype.itemsize for dtype in stored]
         return text
 
     def load(self, text: str) -> "Kernels":
-        return self._kernels.setdefault(text, Kernels(self, text, self._programs[text]))
+        return self._kernels.setdefault(text, Kernels(self, text, *self._programs[text]))
 
     def build(self) -> None:
         """Compile all texts that are not yet."""
@@ -84,10 +85,10 @@ class Host:
 class Kernels:
     """Those of one text, called as the function of C text is."""
 
-    def __init__(self, host: Host, text: str, program: Program) -> None:
+    def __init__(self, host: Host, text: str, program: Program, bytes_each: list[int]) -> None:
         self.text, self.number = text, next(_numbers)
         self.functions: dict[str, Any] = {}
-        self._host, self._program = host, program
+        self._host, self._program, self._bytes = host, program, bytes_each
 
     def _launch(self, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         self._host.launches.append((kernel, grid))
@@ -100,7 +101,8 @@ class Kernels:
         self._host.stepped.append(self.text)
         table, counts, grads, sizes, indices, layouts, real, whole, sums = addresses
         program, tensors = self._program, len(self._program.names) + len(self._program.scalars)
-        terms = len(program.terms)
+        terms, beyond = len(program.terms), self._host.beyond
+        param_bytes, grad_bytes, *state_bytes = self._bytes
 
         table_rows, chunks = array("q"), array("i")
         firsts = [0]  # number of a row's first chunk
@@ -109,9 +111,11 @@ class Kernels:
             places = _wholes(table + 8 * tensors * i, tensors)
             if WHOLE in program.names:
                 places[program.names.index(WHOLE)] -= _SCRATCH
-            table_rows.extend([*places, size, index, layout, firsts[-1]])
+            for place, size_each in enumerate((param_bytes, *state_bytes)):
+                places[place] -= beyond * size_each
+            table_rows.extend([*places, beyond + size, index, layout, firsts[-1]])
             parts = math.ceil(size / CHUNK)
-            chunks.extend(number for part in range(parts) for number in (i, part))
+            chunks.extend(number for part in range(parts) for number in (i, beyond // CHUNK + part))
             firsts.append(firsts[-1] + parts)
 
         given, kept = self._inputs(real, whole)
@@ -125,7 +129,8 @@ class Kernels:
         for first in range(0, rows, GRADS):
             last = min(first + GRADS, rows)
             if blocks := firsts[last] - firsts[first]:
-                grad_places = (ctypes.c_int64 * GRADS)(*_wholes(grads + 8 * first, last - first))
+                own = (address - beyond * grad_bytes for address in _wholes(grads + 8 * first, last - first))
+                grad_places = (ctypes.c_int64 * GRADS)(*own)
                 chunks_at = chunks.buffer_info()[0] + 8 * firsts[first]
                 arguments = rows_at, prepared_at, chunks_at, first, _SCRATCH, added.buffer_info()[0], grad_places
                 self._launch("advance_all", blocks, THREADS, *arguments)

@@ -220,6 +220,18 @@ def test_numbers_may_be_on_the_device(host: Host, monkeypatch: pytest.MonkeyPatc
     assert apart(*ends) == 0
 
 
+@pytest.mark.parametrize("elements", [2**31, 2**33])
+def test_tensors_may_be_longer_than_32_bits_count(
+    elements: int, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tensors of which there are only the last elements, just these are stepped: to where short ones lead."""
+    ends = []
+    for beyond in (0, elements):
+        monkeypatch.setattr(host, "beyond", beyond)
+        ends.append(run(optimizers.AdamW, parameters(torch.bfloat16), steps=3, fused=True))
+    assert apart(*ends) == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_a_scaler_divides_the_gradients_and_leaves_out_steps(
     dtype: torch.dtype, host: Host, monkeypatch: pytest.MonkeyPatch

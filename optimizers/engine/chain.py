@@ -59,8 +59,8 @@ class Chain(Evaluation):
         differentiable: let autograd record the step (slower; the state is replaced, not written in place).
         fused: True compiles the step, all stages together, into one pass over memory, with the C compiler of the
             machine, on a GPU with torch's NVRTC (see :mod:`optimizers.engine.compiled`); where that cannot be, it
-            warns and runs eagerly. None compiles where it pays: with a compiler at hand and 65,536 elements or
-            more. `repr` says what is done, and why not.
+            warns and runs eagerly. None compiles where it pays: on a CPU, with a compiler at hand and 65,536
+            elements or more. `repr` says what is done, and why not.
 
     Raises:
         TypeError: an argument is of the wrong kind.

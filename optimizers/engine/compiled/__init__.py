@@ -33,6 +33,8 @@ from .trace import SETTLED, Program, form, trace
 
 # With fewer elements in all, a compiler is not worth the wait: a thousand eager steps take less.
 WORTH_IT = 1 << 16
+# Where it is known that it pays. (What is written for GPUs has not run on one yet: it is for those who ask for it.)
+PAYS = ("cpu",)
 
 # By the type of a device, the tables of the tensors that are there.
 TABLES: dict[str, type[Table]] = {"cpu": CTable, "cuda": CudaTable}
@@ -46,7 +48,8 @@ def worth_it(params: Iterable[Tensor]) -> bool | None:
     params = list(params)
     if any(map(is_lazy, params)):
         return None
-    return sum(p.numel() for p in params) >= WORTH_IT and all(map(supported, params)) and not missing(params)
+    pays = sum(p.numel() for p in params) >= WORTH_IT and all(p.device.type in PAYS for p in params)
+    return pays and all(map(supported, params)) and not missing(params)
 
 
 def supported(param: Tensor) -> bool:

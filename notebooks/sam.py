@@ -13,9 +13,9 @@
 # %% [markdown]
 # # SAM: what was run
 #
-# The experiments behind the chapter on sharpness-aware minimization (Foret et al. 2021). The claims that they decide
-# stand in `book/claims/sam.yaml`. The first four are exact, in float64: a parabola, a valley of minima (two), and a
-# small smooth network. The last one trains networks on images, some of them wrongly labeled.
+# The experiments behind the chapter on sharpness-aware minimization (Foret et al. 2021). The claims that they
+# decide stand in `book/claims/sam.yaml`. The first four are exact, in float64: a parabola, a valley of minima
+# (two), and a small smooth network. The last one trains networks on images, some of them wrongly labeled.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: embedded digits · standard: MNIST on a CPU · paper: CIFAR-10, for a GPU
@@ -30,7 +30,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from experiments import data, records, stacked, training
+from experiments import data, records, stacked
 from optimizers import ASAM, SAM, SGD
 
 SETTINGS = {
@@ -93,9 +93,9 @@ record.metric("cycle.plain", max(abs(on_a_parabola(rate, [])[-1]) for rate in (0
 # %% [markdown]
 # ## 2 · A valley of minima
 #
-# $f = (uv - 1)^2/2$ from (4, 0.3) at α = 0.01, $10^5$ steps. On the valley, $uv = 1$, the sharpness is $u^2 + v^2$. The
-# steps are written out for two numbers, which Python does faster than tensors of two; the package's optimizer makes
-# the first thousand again.
+# $f = (uv - 1)^2/2$ from (4, 0.3) at α = 0.01, $10^5$ steps. On the valley, $uv = 1$, the sharpness is $u^2 + v^2$.
+# The steps are written out for two numbers, which Python does faster than tensors of two; the package's optimizer
+# makes the first thousand again.
 
 # %%
 START, ALPHA, STEPS = (4.0, 0.3), 0.01, 100_000
@@ -180,8 +180,9 @@ print(f"the package's steps are within {apart:.0e} of these paths")
 # %% [markdown]
 # ## 3 · How fast it walks
 #
-# On the valley the difference $q = u^2 - v^2$ decays by the share $2\alpha\rho^2\,(2/(2 - \alpha h))^2$ per step, where
-# $h$ is the sharpness. Measured between two steps, and divided by $2\alpha\rho^2$, and by the mean of the whole.
+# On the valley the difference $q = u^2 - v^2$ decays by the share $2\alpha\rho^2\,(2/(2 - \alpha h))^2$ per step,
+# where $h$ is the sharpness. It is measured between two steps, and divided by $2\alpha\rho^2$ and by the mean
+# of the whole.
 
 
 # %%
@@ -204,8 +205,8 @@ for name, first, last in (("sam_005", 2000, 60_000), ("sam_01", 2000, 20_000), (
 # %% [markdown]
 # ## 4 · To first order, a penalty on the norm of the gradient
 #
-# A network of tanh units in float64. The gradient at $\theta + e$, against that of $f + \rho\lVert\nabla f\rVert$, which
-# is $g + \rho Hg/\lVert g\rVert$: what is left is of second order, so that it falls by 4 when ρ is halved.
+# A network of tanh units in float64. The gradient at $\theta + e$, against that of $f + \rho\lVert\nabla f\rVert$,
+# which is $g + \rho Hg/\lVert g\rVert$: what is left is of second order, so that it falls by 4 when ρ is halved.
 
 # %%
 random = torch.Generator().manual_seed(seeds[0])
@@ -247,9 +248,9 @@ print(f"halving ρ: {second[-2] / second[-1]:.3f} times less; without the penalt
 # %% [markdown]
 # ## 5 · Networks on images
 #
-# All runs of an arm, learning rates and radii and seeds, are trained side by side as one stack of networks. What is a
-# norm of all parameters for one network is then one number for each. SGD with momentum 0.9, the learning rate falls
-# linearly to 0. Labels are right, or a share of the training labels is replaced by one of the wrong ones.
+# All runs of an arm, learning rates and radii and seeds, are trained side by side as one stack of networks. What is
+# a norm of all parameters for one network is then one number for each. SGD with momentum 0.9, the learning rate
+# falls linearly to 0. Labels are right, or a share of the training labels is replaced by one of the wrong ones.
 
 # %%
 dataset = data.load(SETTINGS["dataset"])
@@ -312,7 +313,7 @@ def sharp(kind, model, batch, labels, rho, random=None):
 
 
 def train(kind, runs, share, epochs=EPOCHS, looks=SETTINGS["looks"]):
-    """Train a stack of (α, ρ, λ', seed), evaluated so many times; the model, the labels, and errors (looks, runs)."""
+    """Train a stack of (α, ρ, λ', seed), with so many looks at it; the model, its labels, errors (looks, runs)."""
     rates, radii, decays, of_seed = zip(*runs, strict=True)
     model = stacked.StackedMLP(of_seed, x.shape[1], tuple(SETTINGS["hidden"]), classes).to(device)
     optimizer = SGD(model.parameters(), lr=1.0, momentum=0.9, extensions=[stacked.Rates(rates)])
@@ -396,8 +397,8 @@ print(f"after 20 steps within {apart:.0e} of the package's SAM")
 
 # %% [markdown]
 # Each arm's numbers are chosen by the validation error, with right labels, of one run from a seed of its own: α for
-# SGD and for SGD twice as long; α and ρ for SAM; α and, from as many runs, the weight decay for SGD with it. The rest
-# have SAM's α and ρ. Under wrong labels SGD and SAM are run with what was chosen for right ones, too.
+# SGD and for SGD twice as long; α and ρ for SAM; α and, from as many runs, the weight decay for SGD with it. The
+# rest have SAM's α and ρ. Under wrong labels SGD and SAM are run with what was chosen for right ones, too.
 
 # %%
 TUNING = 1000
@@ -462,8 +463,8 @@ for labels, share in (("clean", 0.0), ("noisy", SETTINGS["noise"])):
         chosen[arm], errors = choose(arm, share)
         for name, value in zip(("alpha", "rho", "decay"), chosen[arm], strict=True):
             record.metric(f"{labels}.chosen.{arm}.{name}", value)
-        for i, rate in enumerate(RATES):
-            of_rate = len(errors) // len(RATES)
+        of_rate = len(errors) // len(RATES)
+        for i in range(len(RATES)):
             record.metric(f"{labels}.tuning.{arm}.rate_{i}", min(errors[i * of_rate : (i + 1) * of_rate]))
         print(labels, arm, chosen[arm], [round(error, 2) for error in errors])
     for arm in ("sgd", "sam"):

@@ -39,7 +39,7 @@ SETTINGS = {
         **{"rates": [0.03, 0.1, 0.3], "radii": [0.05, 0.1, 0.2], "decays": [0.0003, 0.001, 0.003]},
     },
     "standard": {
-        **{"dataset": "mnist", "train": 2500, "validation": 5000, "hidden": [100], "epochs": 40, "batch": 100},
+        **{"dataset": "mnist", "train": 2500, "validation": 5000, "hidden": [100], "epochs": 24, "batch": 100},
         **{"rates": [0.01, 0.03, 0.1, 0.3], "radii": [0.05, 0.1, 0.2, 0.5], "decays": [0.0003, 0.001, 0.003, 0.01]},
     },
     "paper": {

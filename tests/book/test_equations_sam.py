@@ -170,8 +170,8 @@ def test_parabola(alpha: float) -> None:
 
 @equation(
     "eq-sam-exact",
-    r"q_t = q_{t-1}\Bigl(1 - \frac{2\alpha\rho\,\sigma r'}{\sqrt h} - \alpha^2 r'^2\bigl(1 - \tfrac{\rho^2}{h}\bigr)"
-    r"\Bigr) .",
+    r"q_t = q_{t-1}\Bigl(1 - \frac{2\alpha\rho\,\sigma r'}{\sqrt h}"
+    r" - \alpha^2 r'^2\bigl(1 - \tfrac{\rho^2}{h}\bigr)\Bigr) .",
 )
 @pytest.mark.parametrize(("u", "v"), POINTS)
 def test_one_step_in_the_valley(u: float, v: float) -> None:

@@ -170,7 +170,7 @@ def test_parabola(alpha: float) -> None:
 
 @equation(
     "eq-sam-exact",
-    r"q_t = q_{t-1}\Bigl(1 - \frac{2\alpha\rho\,\sigma r'}{\sqrt h}"
+    r"D_t = D_{t-1}\Bigl(1 - \frac{2\alpha\rho\,\lvert r'\rvert}{\sqrt h}"
     r" - \alpha^2 r'^2\bigl(1 - \tfrac{\rho^2}{h}\bigr)\Bigr) .",
 )
 @pytest.mark.parametrize(("u", "v"), POINTS)
@@ -179,13 +179,14 @@ def test_one_step_in_the_valley(u: float, v: float) -> None:
     h, sigma, r_there = u**2 + v**2, math.copysign(1, u * v - 1), there.prod().item() - 1
     e = torch.tensor([v, u], dtype=torch.float64) * RHO * sigma / math.sqrt(h)
     torch.testing.assert_close(there - torch.tensor([u, v], dtype=torch.float64), e, rtol=1e-9, atol=1e-12)
-    factor = 1 - 2 * ALPHA * RHO * sigma * r_there / math.sqrt(h) - ALPHA**2 * r_there**2 * (1 - RHO**2 / h)
+    factor = 1 - 2 * ALPHA * RHO * abs(r_there) / math.sqrt(h) - ALPHA**2 * r_there**2 * (1 - RHO**2 / h)
+    assert abs(r_there) > abs(u * v - 1)
     assert (u_t**2 - v_t**2).item() == pytest.approx((u**2 - v**2) * factor, rel=1e-12)
 
 
 @equation(
     "eq-sam-drift",
-    r"\frac{q_{t-1} - q_t}{q_{t-1}} \approx 2\alpha\rho^2 \Bigl(\frac{2}{2 - \alpha h}\Bigr)^2 .",
+    r"\frac{D_{t-1} - D_t}{D_{t-1}} \approx 2\alpha\rho^2 \Bigl(\frac{2}{2 - \alpha h}\Bigr)^2 .",
 )
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_drift(alpha: float) -> None:
@@ -207,17 +208,17 @@ def test_drift(alpha: float) -> None:
 
     for _ in range(2000 if alpha < 0.01 else 200):
         optimizer.step(closure)
-    q, h = difference()
+    start, h = difference()
     for _ in range(200):
         optimizer.step(closure)
-    measured = math.log(q / difference()[0]) / 200
+    measured = math.log(start / difference()[0]) / 200
     assert measured == pytest.approx(2 * alpha * rho**2 * (2 / (2 - alpha * h)) ** 2, rel=0.01)
 
 
 @equation(
     "eq-sam-asam",
     r"e_t = \rho\,\frac{\theta_{t-1}^2\, g_t}{\lVert \theta_{t-1}\, g_t\rVert} , \qquad\text{on the valley}\qquad"
-    r" (u, v) + e = \Bigl(1 + \tfrac{\rho\,\sigma}{\sqrt2}\Bigr)\,(u, v) .",
+    r" (u, v) + e = \Bigl(1 + \tfrac{\rho}{\sqrt2}\operatorname{sign}(r)\Bigr)\,(u, v) .",
 )
 @pytest.mark.parametrize(("u", "v"), POINTS)
 def test_asam(u: float, v: float) -> None:

@@ -112,12 +112,13 @@ for name, (options, theory) in RULES.items():
 # %% [markdown]
 # ## 2 · A loss with many minima
 #
-# ½ (uv − 1)² has its minima on a hyperbola, where the sharpness is u² + v². From (4, 0.3), all learning rates at once.
+# ½ (uv − 1)² has its minima on a hyperbola, where the sharpness is u² + v². From (4, 0.3), all learning rates at
+# once.
 
 
 # %%
 def descend(rates, steps=3000):
-    """u, v of shape (n,) after that many steps of the package's SGD, and the loss along the path, (steps + 1, n)."""
+    """u, v of shape (n,) after that many steps of the package's SGD, and the loss along the path (steps + 1, n)."""
     u = torch.full((len(rates), 1), 4.0, dtype=torch.float64, requires_grad=True)
     v = torch.full((len(rates), 1), 0.3, dtype=torch.float64, requires_grad=True)
     optimizer = SGD([u, v], lr=1.0, extensions=[Rates(rates)])
@@ -153,8 +154,9 @@ record.metric("catapult.largest", max(a for a, s in zip(grid, sharpness[len(show
 # %% [markdown]
 # ## 3 · Adam on the bowl
 #
-# Adam's preconditioner is its own: where the gradient fades, the preconditioned sharpness h/(√v̂ + ε) grows. In a cycle
-# of period two, θ = ±a with a = α (1 − β₁)/(2 (1 + β₁)), it is at the edge exactly; the second half starts there.
+# Adam's preconditioner is its own: where the gradient fades, the preconditioned sharpness h/(√v̂ + ε) grows. In a
+# cycle of period two, θ = ±a with a = α (1 − β₁)/(2 (1 + β₁)), it is at the edge exactly; the second half
+# starts there.
 
 # %%
 ALPHA, EDGE = 0.1, 38.0
@@ -288,8 +290,8 @@ def plain(params, rates, **options):
 def summarize(name, losses, ratio, every):
     """Metrics of one rule at one rate: `losses` (steps, seeds), `ratio` = sharpness ÷ edge, (points, seeds).
 
-    `ratio`, `rises` (the share of steps at which the loss rises) and `falls` (ln of the loss, last ÷ first hundredth)
-    are those of the second half of the run.
+    `ratio`, `rises` (the share of steps at which the loss rises) and `falls` (ln of the loss, last ÷ first
+    hundredth) are those of the second half of the run.
     """
     half, late = losses[len(losses) // 2 :], ratio[len(ratio) // 2 :]
     part = len(half) // 50

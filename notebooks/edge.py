@@ -235,7 +235,7 @@ def rows(factor):
 
 
 class Probe:
-    """The largest eigenvalue of D^½ H D^½ by power iteration, which goes on from the last vector; D = 1 for H."""
+    """The eigenvalue of D^½ H D^½ of largest modulus (D = 1 for H), by power iteration from the last vector on."""
 
     def __init__(self, params):
         generator = torch.Generator().manual_seed(7)

@@ -50,14 +50,14 @@ SETTINGS = {
         "image_rates": [0.6, 0.4, 0.04],
     },
     "standard": {
-        "steps": 4000,
-        "points": 100,
-        "flow_time": 200.0,
+        "steps": 2000,
+        "points": 80,
+        "flow_time": 100.0,
         "dataset": "cifar10",
         "pool": 4,
         "images": 500,
         "widths": [64, 64],
-        "image_steps": 3000,
+        "image_steps": 2000,
         "image_rates": [0.1, 0.05, 0.02],
     },
     "paper": {
@@ -290,14 +290,14 @@ def plain(params, rates, **options):
 def summarize(name, losses, ratio, every):
     """Metrics of one rule at one rate: `losses` (steps, seeds), `ratio` = sharpness ÷ edge, (points, seeds).
 
-    `ratio`, `rises` (the share of steps at which the loss rises) and `falls` (ln of the loss, last ÷ first
-    hundredth) are those of the second half of the run.
+    `ratio`, and `falls` (ln of the loss, last ÷ first hundredth), are those of the second half of the run; `rises`
+    is the share of all steps at which the loss rises.
     """
     half, late = losses[len(losses) // 2 :], ratio[len(ratio) // 2 :]
     part = len(half) // 50
     record.metric(f"{name}.ratio", late.median(0).values.tolist())
     record.metric(f"{name}.highest", ratio.max(0).values.tolist())
-    record.metric(f"{name}.rises", (half[1:] > half[:-1]).double().mean(0).tolist())
+    record.metric(f"{name}.rises", (losses[1:] > losses[:-1]).double().mean(0).tolist())
     record.metric(f"{name}.falls", (half[-part:].mean(0) / half[:part].mean(0)).log().tolist())
     record.metric(f"{name}.loss", losses[-1].tolist())
     for key in ("ratio", "highest", "rises", "falls", "loss"):

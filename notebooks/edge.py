@@ -39,14 +39,14 @@ from optimizers import SGD, Adam
 
 SETTINGS = {
     "quick": {
-        "steps": 1000,
-        "points": 50,  # at which the sharpness is measured
-        "flow_time": 60.0,
+        "steps": 800,
+        "points": 40,  # at which the sharpness is measured
+        "flow_time": 40.0,
         "dataset": "digits",
         "pool": 1,
-        "images": 200,
+        "images": 120,
         "widths": [32, 32],
-        "image_steps": 400,
+        "image_steps": 320,
         "image_rates": [0.6, 0.4, 0.04],
     },
     "standard": {

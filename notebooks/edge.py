@@ -247,11 +247,14 @@ class Probe:
         root = [d.sqrt() for d in preconditioner] if preconditioner else [torch.ones_like(p) for p in params]
         grads = torch.autograd.grad(loss_of(params, x, y).sum(), params, create_graph=True)
         for _ in range(60 if self.first else 12):
+            # v ← v / ‖v‖
             norm = dot(self.vector, self.vector).sqrt()
             self.vector = [v / rows(norm) for v in self.vector]
+            # D^½ H D^½ v, where H w is the gradient of ⟨g, w⟩
             inside = [r * v for r, v in zip(root, self.vector, strict=True)]
             product = torch.autograd.grad(grads, params, inside, retain_graph=True)
             product = [r * p for r, p in zip(root, product, strict=True)]
+            # ⟨v, D^½ H D^½ v⟩, which comes to the eigenvalue
             value, self.vector = dot(self.vector, product), product
         self.first = False
         return value.detach()

@@ -74,9 +74,9 @@ def test_descent_lemma() -> None:
 
 @equation(
     "eq-edge-limits",
-    r"h_{\text{GD}} = \frac{2}{\alpha} , \qquad h_{\text{momentum}} = \frac{2 + 2\mu}{\alpha} ,"
-    r" \qquad h_{\text{Nesterov}} = \frac{2 + 2\mu}{(1 + 2\mu)\,\alpha} ,"
-    r" \qquad h_{\text{average}} = \frac{2 + 2\beta_1}{(1 - \beta_1)\,\alpha} .",
+    r"\begin{aligned} h_{\text{GD}} &= \frac{2}{\alpha} , & h_{\text{momentum}} &= \frac{2 + 2\mu}{\alpha} , \\"
+    r" h_{\text{Nesterov}} &= \frac{2 + 2\mu}{(1 + 2\mu)\,\alpha} ,"
+    r" & h_{\text{average}} &= \frac{2 + 2\beta_1}{(1 - \beta_1)\,\alpha} . \end{aligned}",
 )
 @pytest.mark.parametrize("mu", [0.5, 0.9])
 def test_four_limits(mu: float) -> None:

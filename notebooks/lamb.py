@@ -14,8 +14,8 @@
 # # LAMB and Adafactor: what was run
 #
 # The experiments behind the chapter on LAMB (You et al. 2020) and Adafactor (Shazeer and Stern 2018). The claims
-# that they decide stand in `book/claims/lamb.yaml`. The first six are exact, in float64; the last one trains a small
-# language model with batches of two sizes.
+# that they decide stand in `book/claims/lamb.yaml`. The first six are exact, in float64; the last one trains a
+# small language model with batches of two sizes.
 
 # %% tags=["parameters"]
 scale = "quick"  # quick: a Markov source · standard: tinyshakespeare on a CPU · paper: a larger model, for a GPU
@@ -273,9 +273,9 @@ print({lr: [f"{line[t - 1]:.4f}" for t in (1, 10, 100, 400)] for lr, line in rel
 # ## 7 · A language model, with small batches and with large ones
 #
 # All runs see the same number of windows. Warm-up over a tenth of the steps, then linearly to 0; gradients clipped
-# to a global norm of 1; β = (0.9, 0.95) and λ = 0.1 for AdamW and LAMB, which differ in the ratio alone and in where
-# the decay stands. Each arm's learning rate is chosen, with a seed of its own, on a grid with a factor of 2 between
-# its points that goes on until its best is not at an end (at quick scale it is three points).
+# to a global norm of 1; β = (0.9, 0.95) and λ = 0.1 for AdamW and LAMB, which differ in the ratio alone and in
+# where the decay stands. Each arm's learning rate is chosen, with a seed of its own, on a grid with a factor of 2
+# between its points that goes on until its best is not at an end (at quick scale it is three points).
 
 # %%
 dataset = text.load(SETTINGS["dataset"])

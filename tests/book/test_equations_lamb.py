@@ -50,7 +50,8 @@ def lamb(start: Tensor, **options: float) -> LAMB:
 
 @equation(
     "eq-lamb-adam",
-    r"\frac{\lVert \theta_1 - \theta_0 \rVert}{\lVert \theta_0 \rVert} = \frac{\alpha}{\operatorname{RMS}(\theta_0)} .",
+    r"\frac{\lVert \theta_1 - \theta_0 \rVert}{\lVert \theta_0 \rVert}"
+    r" = \frac{\alpha}{\operatorname{RMS}(\theta_0)} .",
 )
 def test_adam_s_first_relative_step() -> None:
     for size in (0.02, 0.1, 1.0):
@@ -113,7 +114,7 @@ def test_no_step_in_the_bound_goes_farther() -> None:
     r"\operatorname{RMS}(\theta) = \frac{\alpha}{2\lambda}\, \frac{1}{\sqrt{1 - \alpha^2/4}} .",
 )
 def test_the_size_at_rest() -> None:
-    """A direction of entries ±1 at right angles to θ: from the size at rest, LAMB's step leaves the size as it is."""
+    """A direction of entries ±1 at right angles to θ: at rest a step leaves the size as it is."""
     signs = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
     alpha = 0.3
     rest = alpha / (2 * LAMBDA) / math.sqrt(1 - alpha**2 / 4)

@@ -18,9 +18,9 @@ from optimizers.study.figures import (
     figure,
     markup,
     plain_ticks,
-    spread,
     style,
 )
+from optimizers.study.labels import spread
 
 __all__ = [
     "ALIASES",

@@ -91,7 +91,7 @@ def run(stages: Sequence[Stage], workers: Sequence[Worker], states: States) -> N
 
 
 def _sum(stage: Stage, workers: Sequence[Worker], states: States) -> None:
-    scalars = _common(stage, states) if stage.reach == "optimizer" and stage.scalars else {}
+    scalars = _common(stage, states) if stage.reach == "optimizer" else {}
     old = {name: plain(scalar) for name, scalar in scalars.items()}
     if scalars:
         for worker in workers:
@@ -131,6 +131,8 @@ def _largest(counts: Sequence[Any]) -> Any:
 
 def _common(stage: Stage, states: States) -> Hyper:
     """A stage's scalars, which all states have in common: one that is new takes part in those of the others."""
+    if not stage.scalars:
+        return {}
     having = [state for state in states.values() if all(name in state for name in stage.scalars)]
     largest = _largest([state["step"] for state in having])
     oldest = next(state for state in having if state["step"] is largest)

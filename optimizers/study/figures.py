@@ -19,12 +19,12 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Tick
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator
-from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+from .labels import place
 
 # Ink stands for currentColor while matplotlib draws: an ordinary black would not be written out at all.
 INK = "#010203"
@@ -199,10 +199,10 @@ def markup(fig: Figure, alt: str) -> str:
                 axis.set_minor_formatter(Powers())
         labeled = [ax for ax in fig.axes if getattr(ax, "_direct_labels", False)]
         for ax in labeled:
-            _place_labels(fig, ax)  # for the layout to leave them room
+            place(fig, ax)  # for the layout to leave them room
         _lay_out(fig)
         for ax in labeled:
-            _place_labels(fig, ax)  # where the lines end now
+            place(fig, ax)  # where the lines end now
         file = io.StringIO()
         FigureCanvasSVG(fig).print_svg(file)  # type: ignore[no-untyped-call]
     svg = _tidy(file.getvalue())
@@ -259,50 +259,3 @@ def _tidy(svg: str) -> str:
     for light, dark in PALETTE.values():
         svg = svg.replace(light, f"light-dark({light}, {dark})")
     return re.sub(r"\n\s*", "\n", svg)
-
-
-def _place_labels(fig: Figure, ax: Axes) -> None:
-    """Write each line's label beside its last point, moved up or down by as little as keeps the labels apart."""
-    for text in list(ax.texts):
-        if text.get_gid() == "direct-label":
-            text.remove()
-    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    if not lines:
-        return
-    ax.get_xlim(), ax.get_ylim()  # only now are they computed from the data
-    low, high = ax.get_window_extent().y0, ax.get_window_extent().y1
-    ends = []
-    for line in lines:
-        points = ax.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]))
-        finite = points[np.isfinite(points).all(axis=1)]
-        ends.append(float(np.clip(finite[-1, 1], low, high)) if len(finite) else low)
-    gap = 13 * fig.dpi / 72  # one line of text
-    heights = spread(ends, gap, low, high)
-    for line, height in zip(lines, heights, strict=True):
-        ax.annotate(
-            str(line.get_label()),
-            xy=(1, (height - low) / (high - low)),
-            xycoords="axes fraction",
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=to_hex(line.get_color()),
-            fontsize=10,
-            fontweight="bold",
-            gid="direct-label",
-            annotation_clip=False,
-        )
-
-
-def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The positions moved as little as possible (least squares, order kept) until neighbors are `gap` apart.
-
-    All stay within [low, high] where they fit; where they do not, they begin at `low`. Shape (n,) as `positions`.
-    """
-    order = np.argsort(positions, kind="stable")
-    ranks = gap * np.arange(len(positions))
-    # Less `gap` per rank, "gap apart" becomes "not decreasing".
-    pooled = isotonic_regression(np.asarray(positions, dtype=float)[order] - ranks).x
-    result = np.empty(len(positions))
-    result[order] = np.clip(pooled, low, max(low, high - gap * (len(positions) - 1))) + ranks
-    return [float(place) for place in result]

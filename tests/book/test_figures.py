@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import figures
+from optimizers.study import figures as drawing
 
 
 def example(label: str = "Adam") -> str:
@@ -79,7 +80,7 @@ def test_to_remember_ticks_changes_no_figure(monkeypatch: pytest.MonkeyPatch) ->
 
     fig, remembered = draw()
     assert not any("_update_ticks" in vars(axis) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis))
-    monkeypatch.setattr(figures, "_remembering", lambda axes: contextlib.nullcontext())
+    monkeypatch.setattr(drawing, "_remembering", lambda axes: contextlib.nullcontext())
     assert draw()[1] == remembered
 
 

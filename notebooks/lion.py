@@ -97,8 +97,9 @@ points = path(lambda p: RULES["sign"](p, 2.0**-7), torch.ones(1), 3000)[:, 0]
 record.metric("cycle.sign_unrounded", points[-1000:].abs().max())
 
 # %% [markdown]
-# Which cycles can there be at all? The chapter derives it: one of period $2n$, $n$ even, exists where `holds`. Every
-# start from 20 to 219 learning rates away, at α = 1, so that nothing is rounded in θ; and 100 starts off that grid.
+# Which cycles can there be at all? The chapter derives it: one of period $2n$, $n$ even, exists where `holds`.
+# Every start from 20 to 219 learning rates away, at α = 1, so that nothing is rounded in θ; and 100 starts off that
+# grid.
 
 
 # %%
@@ -205,7 +206,7 @@ record.metric("unseen.lion_moves", sum(a != b for a, b in zip([0.0, *far], far, 
 record.metric("unseen.lion", far[999] / 2.0**-7)
 far = after_one_gradient(lambda p: AdamW(p, lr=2.0**-7, weight_decay=0.0), 1000, torch.float32)
 record.metric("unseen.adamw", far[-1] / 2.0**-7)
-print({key: record.get(key) for key in record.keys() if key.startswith(("step", "memory", "unseen"))})
+print(record.metrics["step"], record.metrics["memory"], record.metrics["unseen"])
 
 # %% [markdown]
 # ## 3 · The box
@@ -239,13 +240,13 @@ for dtype in (torch.float64, torch.float32):
         record.metric("box.t1000_over_law", largest[10] / law)
         record.curve("box/largest", range(0, 20_001, 200), [largest[::2]], "step t", "largest |θ|")
 record.metric("box.single_precision", final[torch.float32])
-print({key: record.get(key) for key in record.keys() if key.startswith("box")})
+print(record.metrics["box"])
 
 # %% [markdown]
 # ## 4 · What it minimizes
 #
-# A quadratic in 20 coordinates, not along its axes, whose minimum lies outside of the box $|\theta_i| \le 1/\lambda$:
-# Lion with λ = 1 beside the minimum within the box (L-BFGS-B), and beside the nearest point of the box.
+# A quadratic in 20 coordinates, not along its axes, whose minimum lies outside of the box
+# $|\theta_i| \le 1/\lambda$: Lion with λ = 1 beside the minimum within the box (L-BFGS-B), and beside the nearest point of the box.
 
 # %%
 clipped, free, values = [], [], {"constant": [], "decayed": []}
@@ -276,15 +277,15 @@ record.metric("constrained.clipped", clipped)
 record.metric("constrained.at_the_wall", free)
 record.metric("constrained.constant", [v / 0.01 for v in values["constant"]])
 record.metric("constrained.decayed", values["decayed"])
-print({key: record.get(key) for key in record.keys() if key.startswith("constrained")})
+print(record.metrics["constrained"])
 
 # %% [markdown]
 # ## 5 · A language model
 #
 # AdamW, Signum and Lion at two sizes of batch, with the same number of steps and the same budget for each: three
 # settings of the averages at one learning rate, then three more learning rates at the best of these, on a grid that
-# moves to where its optimum is. A seed of its own for that, and fresh ones for the comparison. λ is 0.1 for AdamW and
-# 0.4 for the two whose learning rate is about a quarter of AdamW's.
+# moves to where its optimum is. A seed of its own for that, and fresh ones for the comparison. λ is 0.1 for AdamW
+# and 0.4 for the two whose learning rate is about a quarter of AdamW's.
 
 # %%
 FAMILIES = {

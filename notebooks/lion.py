@@ -246,7 +246,8 @@ print(record.metrics["box"])
 # ## 4 · What it minimizes
 #
 # A quadratic in 20 coordinates, not along its axes, whose minimum lies outside of the box
-# $|\theta_i| \le 1/\lambda$: Lion with λ = 1 beside the minimum within the box (L-BFGS-B), and beside the nearest point of the box.
+# $|\theta_i| \le 1/\lambda$: Lion with λ = 1 beside the minimum within the box (L-BFGS-B), and beside the
+# nearest point of the box.
 
 # %%
 clipped, free, values = [], [], {"constant": [], "decayed": []}

@@ -75,9 +75,9 @@ def mixes(g: Tensor) -> list[Tensor]:
 
 @equation(
     "eq-lion",
-    r"c_t = \beta_1 m_{t-1} + (1-\beta_1)\, g_t, \qquad"
-    r" \theta_t = \theta_{t-1} - \alpha_t \bigl(\operatorname{sign}(c_t) + \lambda\, \theta_{t-1}\bigr), \qquad"
-    r" m_t = \beta_2 m_{t-1} + (1-\beta_2)\, g_t .",
+    r"\begin{aligned} c_t &= \beta_1 m_{t-1} + (1-\beta_1)\, g_t, \\"
+    r" \theta_t &= \theta_{t-1} - \alpha_t \bigl(\operatorname{sign}(c_t) + \lambda\, \theta_{t-1}\bigr), \\"
+    r" m_t &= \beta_2 m_{t-1} + (1-\beta_2)\, g_t . \end{aligned}",
 )
 def test_rule() -> None:
     g = gradients()

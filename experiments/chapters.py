@@ -25,6 +25,7 @@ COSTS = {
     **{"overview": 70, "adadelta": 180, "convex_like": 250, "curriculum": 400, "large_scale": 600, "nadam": 700},
     **{"adamw": 800, "rmsprop": 900, "amsgrad": 1000, "marginal_value": 1100, "lookahead": 1200, "benchmark": 1500},
     **{"adabound": 1900, "gradient_noise": 1900, "adabound_sgd": 2000, "momentum": 2400, "adam": 3600},
+    **{"lion": 4000},
     **{"aggmo": 4000, "radam": 5000, "lr_dropout": 7000, "large_lr": 20000},
 }
 UNKNOWN = 600  # of a chapter that is not in the table

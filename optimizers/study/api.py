@@ -1,6 +1,7 @@
 """A study from Python: `run`, and what the command does besides."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,9 @@ def run(
         StudyError: an argument is wrong, the problem fails, or the storage cannot be used. What is done is kept in
             the storage, and the same call goes on from there.
     """
+    study = prepare(problem, optimizers, Protocol(budget, seeds, fresh_seeds), storage, threads)
     from . import report
 
-    study = prepare(problem, optimizers, Protocol(budget, seeds, fresh_seeds), storage, threads)
     study.work(tell or (lambda news: None))
     found = report.collect(study)
     if out is not None:
@@ -64,9 +65,12 @@ def prepare(
 ) -> "Study":
     """The study, connected to its storage; nothing is run yet."""
     try:
-        from . import report  # noqa: F401  (all that the extra is for)
-        from .storage import Ledger, connect
-        from .worker import Study
+        with warnings.catch_warnings():
+            # In a notebook without widgets, the bars that Optuna could show say that they cannot be shown.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from . import report  # noqa: F401  (all that the extra is for)
+            from .storage import Ledger, connect
+            from .worker import Study
     except ModuleNotFoundError as error:
         raise StudyError(f"{EXTRA} ({error})") from error
     try:

@@ -96,7 +96,7 @@ def _shown() -> "Iterator[Callable[[News], None]]":
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     with tqdm(
         unit="run", dynamic_ncols=True, bar_format="{l_bar}{bar}| {n:.1f}/{total} runs, {remaining} left{postfix}"
